@@ -1,0 +1,79 @@
+"""What a run holds, passed explicitly and never global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sparse_accel.compress.plan import CompressionPlan
+
+
+class Teacher(Protocol):
+    """Gives the teacher's outputs for a micro-batch: eval mode, no gradient, on the student's device."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One named part of the loss: a scalar (mean over the micro-batch's features) and its weight."""
+
+    weight: float
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss of one micro-batch as a weighted sum of named scalars."""
+
+    terms: Mapping[str, LossTerm]
+
+    @classmethod
+    def task(cls, value: Tensor) -> LossTerms:
+        """The task's own loss, alone and at full weight."""
+        return cls({"task": LossTerm(1.0, value)})
+
+    def scaled(self, factor: float) -> LossTerms:
+        """Every weight multiplied by `factor`."""
+        return LossTerms({name: LossTerm(term.weight * factor, term.value) for name, term in self.terms.items()})
+
+    def plus(self, name: str, value: Tensor, weight: float = 1.0) -> LossTerms:
+        """One more term."""
+        if name in self.terms:
+            raise ValueError(f"the loss has a term named {name!r} already")
+        return LossTerms({**self.terms, name: LossTerm(weight, value)})
+
+    def total(self) -> Tensor:
+        """The weighted sum; a term of weight 0 takes no part in it, nor in the gradient."""
+        weighted = [term.weight * term.value for term in self.terms.values() if term.weight != 0.0]
+        if not weighted:
+            raise ValueError("every term of the loss has weight 0")
+        return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+
+
+@dataclass
+class Session:
+    """The nouns of a run. `model` is the prepared model, `module` the same model unwrapped: its module names are the
+    recipe's. `reduce_max` and `reduce_sum` combine a tensor over all ranks in place of each rank's own (identity for one)."""
+
+    accelerator: Any
+    model: nn.Module
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    recipe: Any
+    plan: CompressionPlan
+    task: Any
+    options: Any
+    loader: Any
+    teacher: Teacher | None = None
+    trackers: list[Any] = field(default_factory=list)
+    reduce_max: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    # Learning rate and weight decay of each param_group where no modifier speaks: what the flags say.
+    base_lr: Callable[[int], float] = lambda step: 0.0
+    base_weight_decay: list[float] = field(default_factory=list)
