@@ -1,1 +1,31 @@
+"""The tasks by name. Looking one up imports it, and no sooner: `--help` needs the names alone."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sparse_accel.errors import OptionError, suggestion
+
+if TYPE_CHECKING:
+    from sparse_accel.tasks.base import Task
+
+
+def _question_answering() -> Task:
+    from sparse_accel.tasks.question_answering import QuestionAnswering
+
+    return QuestionAnswering()
+
+
+TASKS: dict[str, Callable[[], Task]] = {"question_answering": _question_answering}
+
+ALIASES: dict[str, str] = {"qa": "question_answering"}
+
+
+def resolve_task(name: str) -> Task:
+    """The task of that name (`_`, `-` and spaces are the same) or alias. Raises OptionError with the nearest name."""
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
+    key = ALIASES.get(key, key)
+    if key not in TASKS:
+        raise OptionError(f"there is no task {name!r}{suggestion(key, [*TASKS, *ALIASES])}")
+    return TASKS[key]()

@@ -1,0 +1,273 @@
+"""The commands: `train TASK`, `prune`, `demo`, as typer shows and parses them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+import sparse_accel
+from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalise, unknown_option
+from sparse_accel.errors import LaunchError, OptionError
+from sparse_accel.runtime.launch import check_environment, requested_world_size
+from sparse_accel.runtime.option_parsing import canonical, load_options
+from sparse_accel.runtime.options import flag_fields, flag_names, is_switch, kind_name
+
+# typer carries its own click, whose base class of usage errors is public only through its children.
+UsageError: Final[type[Any]] = typer.BadParameter.__mro__[2]
+
+# The words of the command line that name a task -> the task.
+TASK_WORDS: Final = {"question_answering": "question_answering", "qa": "question_answering"}
+
+app = typer.Typer(
+    name="sparse_accel",
+    help="Train sparse and quantized transformers with SparseML recipes, on one process or many.",
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+train_app = typer.Typer(
+    help="Fine-tune a model with a recipe: [bold]train question_answering[/bold] (or [bold]qa[/bold]).",
+    rich_markup_mode="rich",
+)
+app.add_typer(train_app, name="train")
+
+
+def _parameter(entry: Field[Any]) -> inspect.Parameter:
+    """A flag as typer wants it. Every value is text here: `load_options` converts and checks, for files of options
+    too."""
+    note = "".join(f" Also: --{alias}." for alias in entry.metadata["aliases"])
+    if entry.default is MISSING:
+        note += " [bold red]Required.[/bold red]"
+    elif entry.default not in (None, False):
+        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+        note += f" [dim](default: {default})[/dim]"
+    option = typer.Option(
+        f"--{entry.name}",
+        help=entry.metadata["help"] + note,
+        metavar=kind_name(entry),
+        rich_help_panel=entry.metadata["group"],
+        show_default=False,
+    )
+    return inspect.Parameter(
+        entry.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _train_command(task: str) -> Callable[..., int]:
+    """The command that trains `task`, with one option for each field of TrainOptions."""
+
+    def command(args_file: Path | None = None, **flags: str | None) -> int:
+        check_environment(os.environ)
+        given = {name: value for name, value in flags.items() if value is not None}
+        options = load_options(task, given, args_file)
+        from sparse_accel.runtime.run import train
+
+        train(options)
+        return 0
+
+    file = typer.Argument(
+        help="A JSON or YAML file of options; flags win over it.", metavar="ARGS_FILE", show_default=False
+    )
+    positional = inspect.Parameter(
+        "args_file",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[Path | None, file],
+    )
+    parameters = [positional, *(_parameter(entry) for entry in flag_fields())]
+    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
+    command.__doc__ = (
+        "Train, score or predict on questions about passages (SQuAD's format).\n\nOptions take `_` or `-`; switches"
+        " stand"
+        " alone or take True or False. Where a recipe speaks of learning rate, weight decay or epochs, the recipe wins."
+    )
+    return command
+
+
+train_app.command("question_answering")(_train_command("question_answering"))
+
+
+@train_app.callback()
+def _train() -> None:
+    """Keeps the task a word of its own while there is only one."""
+
+
+@app.callback()
+def _program() -> None:
+    """Holds the commands."""
+
+
+@app.command("prune")
+def prune_command(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id to prune.", metavar="MODEL")],
+    sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zeros to reach: 0.8 is 80 percent.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pruned model.")],
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            "--scope",
+            help="layer: every weight gets this sparsity; global: all of them together do. [dim](default: layer)[/dim]",
+            metavar="layer|global",
+            show_default=False,
+        ),
+    ] = None,
+    use_global: Annotated[bool, typer.Option("--global", help="The same as --scope global.")] = False,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--targets",
+            help="Weights to prune, by name or re:PATTERN; may be given several times. Left out: those of all"
+            " linear and"
+            " convolution layers but the task's head.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model in an output folder that is not empty.")
+    ] = False,
+) -> int:
+    """Set the smallest weights of a model to zero: a pruned start for those who have none."""
+    if use_global and scope not in (None, "global"):
+        raise OptionError(f"--global and --scope {scope} contradict each other")
+    _check_one_process("prune")
+    from sparse_accel.runtime.prune import print_report, prune
+
+    print_report(
+        prune(
+            model,
+            output_dir,
+            sparsity,
+            scope="global" if use_global else scope or "layer",
+            targets=targets,
+            overwrite=overwrite,
+        )
+    )
+    return 0
+
+
+@app.command("demo")
+def demo_command(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for all that the demo makes.")] = Path(
+        "demo_run"
+    ),
+    train_questions: Annotated[
+        int | None, typer.Option("--train_questions", help="Questions to train on.", show_default=False)
+    ] = None,
+    validation_questions: Annotated[
+        int | None, typer.Option("--validation_questions", help="Questions to score on.", show_default=False)
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="Share of zeros in the encoder.", show_default=False)
+    ] = None,
+    teacher_epochs: Annotated[
+        float | None, typer.Option("--teacher_epochs", help="Epochs of the dense teacher.", show_default=False)
+    ] = None,
+    student_epochs: Annotated[
+        float | None, typer.Option("--student_epochs", help="Epochs of the sparse student.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of corpus and training.", show_default=False)] = None,
+) -> int:
+    """Make a corpus, train a dense teacher and a sparse, quantized student on it, and compare them; needs no
+    network."""
+    _check_one_process("demo")
+    from sparse_accel.cli.demo import DemoSettings, run_demo
+
+    settings: dict[str, Any] = {
+        "train_questions": train_questions,
+        "validation_questions": validation_questions,
+        "sparsity": sparsity,
+        "teacher_epochs": teacher_epochs,
+        "student_epochs": student_epochs,
+        "seed": seed,
+    }
+    run_demo(output_dir, DemoSettings(**{name: value for name, value in settings.items() if value is not None}))
+    return 0
+
+
+def _check_one_process(command: str) -> None:
+    size = requested_world_size(os.environ) or 1
+    if size > 1:
+        raise LaunchError(
+            f"{command}: runs in one process, but {size} were launched; start it as `sparse_accel {command}`"
+        )
+
+
+def _train_line() -> CommandLine:
+    entries = {entry.name: entry for entry in flag_fields()}
+    flags = {
+        spelling: Flag(
+            name,
+            is_switch=is_switch(entries[name]),
+            choices=entries[name].metadata["choices"] if isinstance(entries[name].default, tuple) else (),
+        )
+        for spelling, name in flag_names().items()
+    }
+    return CommandLine(flags, _refuse_flag)
+
+
+def _refuse_flag(spelling: str, value: str, where: str) -> None:
+    """An option that `train` does not have: raises why, unless its value asks for what happens anyway."""
+    canonical(spelling, value, where)
+
+
+def _plain_line(name: str) -> CommandLine:
+    """The options of a command that typer alone describes."""
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    flags = {}
+    for parameter in command.params:
+        for spelling in (text.removeprefix("--") for text in parameter.opts if text.startswith("--")):
+            flags[spelling.replace("-", "_")] = Flag(spelling, is_switch=getattr(parameter, "is_flag", False))
+    return CommandLine(flags, unknown_option(flags))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """A person's command line in the one spelling that typer reads. Raises OptionError."""
+    if not argv or argv[0] in ("--help", "-h"):
+        return ["--help"]
+    commands = {"train": None, "prune": None, "demo": None}
+    if argv[0].startswith("-"):
+        raise OptionError(f"{argv[0]}: comes after a command; commands: {', '.join(commands)}")
+    name = command_name(argv[0], commands)
+    rest = argv[1:]
+    if name != "train":
+        return [name, *_native_switches(normalise(rest, _plain_line(name)), _plain_line(name))]
+    if not rest:
+        raise OptionError("train: which task? `sparse_accel train question_answering ...`")
+    if rest[0] in ("--help", "-h"):
+        return [name, "--help"]
+    if rest[0].startswith("-"):
+        raise OptionError(f"{rest[0]}: the task comes first: `sparse_accel train question_answering {rest[0]} ...`")
+    return [name, TASK_WORDS[command_name(rest[0], TASK_WORDS, "task")], *normalise(rest[1:], _train_line())]
+
+
+def _native_switches(words: list[str], line: CommandLine) -> list[str]:
+    """`--name=true` as `--name`, and `--name=false` left out, for the switches that typer itself parses."""
+    switches = {flag.name for flag in line.flags.values() if flag.is_switch}
+    kept = []
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in switches:
+            kept.append(word)
+        elif value.lower() in ("true", "yes", "y", "t", "1", "on"):
+            kept.append(f"--{name}")
+    return kept
+
+
+def run_command(argv: list[str], speaks: bool) -> int:
+    """Run a command line and return its exit code. `speaks` is whether this process may print help: only one of a
+    run's may. Raises SparseAccelError, UsageError, and whatever a command raises."""
+    if argv == ["--version"]:
+        if speaks:
+            print(f"sparse_accel {sparse_accel.__version__}")
+        return 0
+    words = parse(argv)
+    if words[-1:] == ["--help"] or "--help" in words:
+        if not speaks:
+            return 0
+    return app(words, prog_name="sparse_accel", standalone_mode=False) or 0

@@ -1,0 +1,126 @@
+"""Fake quantization: how one tensor is put on an integer grid while it stays a float tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel.errors import ModelError, suggestion
+
+# The smallest scale, so that a tensor of zeros has one (the value of torch.ao's observers).
+_SMALLEST_SCALE = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The grid of one tensor and how its range is followed.
+
+    `bits` wide, from -2^(bits-1) if `signed`, else from 0. `symmetric` ranges reach equally far on both sides of zero.
+    `channel_axis` is the axis that has one scale per index (weights only); None is one scale for the tensor. The range
+    moves by `averaging_constant` of the distance to each new observation.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    signed: bool = False
+    channel_axis: int | None = None
+    averaging_constant: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"a quantized tensor has 2 to 16 bits, got {self.bits}")
+        if not 0.0 < self.averaging_constant <= 1.0:
+            raise ValueError(f"the averaging constant lies in (0, 1], got {self.averaging_constant}")
+
+    @property
+    def quant_min(self) -> int:
+        """The lowest integer of the grid."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def quant_max(self) -> int:
+        """The highest integer of the grid."""
+        return self.quant_min + (1 << self.bits) - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """The inverse of `to_json`. Raises ModelError for an unknown field or a bad value."""
+        known = [field.name for field in fields(cls)]
+        for name in data:
+            if name not in known:
+                raise ModelError(f"a quantization spec has no field {name!r}{suggestion(name, known)}")
+        try:
+            return cls(**data)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"a quantization spec is malformed: {error}") from None
+
+
+def scale_and_zero_point(min_val: Tensor, max_val: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale (fp32) and zero point (int32) of the range [min_val, max_val], widened to hold 0; elementwise.
+
+    Symmetric: scale = max(|min|, |max|) / ((2^bits - 1) / 2), zero point 0, or the middle of an unsigned grid (128 for
+    8 bits). Affine: scale = (max - min) / (2^bits - 1), zero point = quant_min - round(min / scale). These are
+    torch.ao's MovingAverageMinMaxObserver numbers. An empty range (min above max: nothing observed) gives 1 and 0.
+    """
+    low = min_val.float().clamp(max=0.0)
+    high = max_val.float().clamp(min=0.0)
+    empty = min_val > max_val
+    steps = float(spec.quant_max - spec.quant_min)
+    if spec.symmetric:
+        scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=_SMALLEST_SCALE)
+        zero_point = torch.full_like(scale, _symmetric_zero_point(spec), dtype=torch.int32)
+    else:
+        scale = ((high - low) / steps).clamp(min=_SMALLEST_SCALE)
+        centre = torch.where(empty, 0.0, spec.quant_min - torch.round(low / scale))
+        zero_point = centre.clamp(spec.quant_min, spec.quant_max).to(torch.int32)
+    return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+    """`x` rounded to the grid, in x's dtype; computed in fp32 without waiting for the device.
+
+    (clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale. The gradient passes straight
+    through where x lies on the grid's range and is 0 where it was clamped (Bengio et al. 2013). Scale and zero point
+    are 0-dimensional, or one per index of `spec.channel_axis`.
+    """
+    if spec.channel_axis is None:
+        rounded = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, spec.quant_min, spec.quant_max)
+    else:
+        shape = [1] * x.dim()
+        shape[spec.channel_axis] = -1
+        scale, zero_point = scale.view(shape), zero_point.view(shape)
+        rounded = _per_channel(x.float(), scale, zero_point, spec.quant_min, spec.quant_max)
+    return rounded.to(x.dtype)
+
+
+def _symmetric_zero_point(spec: QuantSpec) -> int:
+    if spec.signed:
+        return 0
+    # torch.ao centres its own 8-bit grid at 128 and a narrower one at (low + high) // 2.
+    return 128 if spec.bits == 8 else (spec.quant_min + spec.quant_max) // 2
+
+
+class _PerChannel(torch.autograd.Function):
+    """torch.fake_quantize_per_channel_affine reads its zero points on the host each call; this one does not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+        grid = torch.round(x * (1.0 / scale)) + zero_point
+        ctx.save_for_backward((grid >= quant_min) & (grid <= quant_max))
+        return (grid.clamp(quant_min, quant_max) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None, None
+
+
+_per_channel: Callable[..., Tensor] = _PerChannel.apply

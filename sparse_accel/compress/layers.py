@@ -1,0 +1,255 @@
+"""Layers that mask and fake-quantize inside `forward`, where every backend has gathered the weight.
+
+A layer becomes compressed by changing its class: parameters, their names, hooks and attributes stay the same objects,
+and `restore` changes it back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_accel.compress.fakequant import QuantSpec
+from sparse_accel.compress.masks import nonzero_mask
+from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer
+from sparse_accel.errors import ModelError
+
+
+class _Compressed(nn.Module):
+    """What compressed Linear and Embedding share: a mask that is captured once, and a weight quantizer."""
+
+    weight: Tensor
+    mask: Tensor | None
+    mask_captured: Tensor | None
+    weight_quantizer: WeightQuantizer | None
+    output_quantizer: ActivationQuantizer | None
+
+    # "nonzero": hold the zeros that the weight has when the request is first served. None: no mask.
+    mask_request: str | None = None
+    # Host mirror of the buffer `mask_captured`, so that a forward costs no device sync; None is not read yet.
+    _captured: bool | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether the mask holds a pattern; reads the device once after building or loading."""
+        if self._captured is None:
+            self._captured = self.mask_captured is not None and bool(self.mask_captured)
+        return self._captured
+
+    def masked_weight(self) -> Tensor:
+        """The weight with exact zeros under the mask, and exactly zero gradient there, while a mask is requested."""
+        return _masked(self.weight, self._serve_mask_request())
+
+    def effective_weight(self) -> Tensor:
+        """What forward computes with: masked, then fake-quantized; in the weight's shape and dtype."""
+        weight = self.masked_weight()
+        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+
+    def _serve_mask_request(self) -> Tensor | None:
+        """The mask to apply now, captured from the weight if this is the first time it is asked for."""
+        if self.mask_request is None:
+            return None
+        assert self.mask is not None and self.mask_captured is not None, "masks are requested of masked layers only"
+        if not self.captured:
+            with torch.no_grad():
+                self.mask.copy_(nonzero_mask(self.weight))
+                self.mask_captured.fill_(True)
+            self._captured = True
+        return self.mask
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._captured = None
+
+
+class CompressedLinear(_Compressed, nn.Linear):
+    """nn.Linear as output_quantizer(input_quantizer(x) @ fake_quant(weight * mask).T + bias); absent parts are None."""
+
+    input_quantizer: ActivationQuantizer | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        x = input if self.input_quantizer is None else self.input_quantizer(input)
+        y = F.linear(x, self.effective_weight(), self.bias)
+        return y if self.output_quantizer is None else self.output_quantizer(y)
+
+
+class CompressedEmbedding(_Compressed, nn.Embedding):
+    """nn.Embedding as output_quantizer(fake_quant(weight * mask)[ids]); absent parts are None."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Integer ids [...] to rows [..., embedding_dim]."""
+        mask = self._serve_mask_request()
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.observe(_masked(self.weight.detach(), mask))
+        rows = _masked(super().forward(input), None if mask is None else mask[input])
+        # One scale for the whole table: quantizing the rows that were looked up is the same and far cheaper.
+        if self.weight_quantizer is not None:
+            rows = self.weight_quantizer.quantize(rows)
+        return rows if self.output_quantizer is None else self.output_quantizer(rows)
+
+
+class OutputQuantizedLayerNorm(nn.LayerNorm):
+    """nn.LayerNorm whose output is quantized, for schemes that do not exclude it."""
+
+    output_quantizer: ActivationQuantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., normalized_shape] to the same."""
+        quantized: Tensor = self.output_quantizer(super().forward(input))
+        return quantized
+
+
+class QuantizedMatMul(nn.Module):
+    """torch.matmul of two activations, with a quantizer for each operand and for the product; absent ones are None."""
+
+    left_quantizer: ActivationQuantizer | None
+    right_quantizer: ActivationQuantizer | None
+    output_quantizer: ActivationQuantizer | None
+
+    def __init__(
+        self,
+        left: QuantSpec | None,
+        right: QuantSpec | None,
+        output: QuantSpec | None,
+        context: ObservationContext,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.left_quantizer = ActivationQuantizer(left, context, device=device) if left else None
+        self.right_quantizer = ActivationQuantizer(right, context, device=device) if right else None
+        self.output_quantizer = ActivationQuantizer(output, context, device=device) if output else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this is plain torch.matmul at present."""
+        return all(quantizer.is_idle for quantizer in self.children() if isinstance(quantizer, ActivationQuantizer))
+
+    def forward(
+        self,
+        left: Tensor,
+        right: Tensor,
+        left_tokens: tuple[int, ...],
+        right_tokens: tuple[int, ...],
+        output_tokens: tuple[int, ...],
+    ) -> Tensor:
+        """left [..., m, k] @ right [..., k, n]; `*_tokens` are the dims of each that run over tokens."""
+        if self.left_quantizer is not None:
+            left = self.left_quantizer(left, left_tokens)
+        if self.right_quantizer is not None:
+            right = self.right_quantizer(right, right_tokens)
+        product = torch.matmul(left, right)
+        return product if self.output_quantizer is None else self.output_quantizer(product, output_tokens)
+
+
+CompressedLayer = CompressedLinear | CompressedEmbedding
+
+# Plain class <-> the class that takes its place.
+_COMPRESSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: CompressedLinear,
+    nn.Embedding: CompressedEmbedding,
+    nn.LayerNorm: OutputQuantizedLayerNorm,
+}
+_PLAIN = {compressed: plain for plain, compressed in _COMPRESSED.items()}
+
+
+def check_layer(
+    name: str,
+    layer: nn.Module,
+    mask: bool,
+    weight: QuantSpec | None,
+    inputs: tuple[QuantSpec, ...],
+    output: QuantSpec | None,
+) -> None:
+    """Raise ModelError if `layer`, called `name`, or this combination of parts cannot be compressed."""
+    refusal = _refusal(layer, mask, weight, inputs, output)
+    if refusal is not None:
+        raise ModelError(f"{name} ({type(layer).__name__}) {refusal}")
+
+
+def compress_layer(
+    layer: nn.Module,
+    context: ObservationContext,
+    mask: bool,
+    weight: QuantSpec | None,
+    inputs: tuple[QuantSpec, ...],
+    output: QuantSpec | None,
+) -> None:
+    """Give a layer that `check_layer` accepts a mask and quantizers, by changing its class in place."""
+    device = next(layer.parameters(), torch.empty(0)).device
+    layer.__class__ = _COMPRESSED[type(layer)]
+    if isinstance(layer, CompressedLinear | CompressedEmbedding):
+        # The shape comes from the layer: under ZeRO-3 the weight itself has none outside forward.
+        if isinstance(layer, CompressedLinear):
+            shape = (layer.out_features, layer.in_features)
+            layer.input_quantizer = ActivationQuantizer(inputs[0], context, device=device) if inputs else None
+        else:
+            shape = (layer.num_embeddings, layer.embedding_dim)
+        layer.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device) if mask else None)
+        layer.register_buffer("mask_captured", torch.zeros((), dtype=torch.bool, device=device) if mask else None)
+        channels = None if weight is None or weight.channel_axis is None else shape[weight.channel_axis]
+        layer.weight_quantizer = WeightQuantizer(weight, context, channels, device) if weight else None
+        layer.output_quantizer = ActivationQuantizer(output, context, device=device) if output else None
+    elif isinstance(layer, OutputQuantizedLayerNorm) and output:
+        layer.output_quantizer = ActivationQuantizer(output, context, device=device)
+
+
+def restore_layer(layer: nn.Module) -> None:
+    """Undo `compress_layer`: the plain class, without masks and quantizers; the stored weight is left as it is."""
+    layer.__class__ = _PLAIN[type(layer)]
+    for name in ("mask", "mask_captured", "weight_quantizer", "input_quantizer", "output_quantizer"):
+        if hasattr(layer, name):
+            delattr(layer, name)
+    for name in ("mask_request", "_captured"):
+        layer.__dict__.pop(name, None)
+
+
+def is_compressed(layer: nn.Module) -> bool:
+    """Whether `layer` is one that `compress_layer` made."""
+    return type(layer) in _PLAIN
+
+
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Every layer whose weight is masked or fake-quantized, by module name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, CompressedLinear | CompressedEmbedding)
+    }
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """What a layer multiplies with: its weight, masked and fake-quantized as far as these are on."""
+    if isinstance(module, CompressedLinear | CompressedEmbedding):
+        return module.effective_weight()
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    # where, not a product: an infinite gradient times False would be NaN.
+    return weight if mask is None else torch.where(mask, weight, 0.0)
+
+
+def _refusal(
+    layer: nn.Module, mask: bool, weight: QuantSpec | None, inputs: tuple[QuantSpec, ...], output: QuantSpec | None
+) -> str | None:
+    if is_compressed(layer):
+        return "is compressed already; fold the model before installing another plan"
+    if type(layer) not in _COMPRESSED:
+        return "cannot be masked or quantized; nn.Linear and nn.Embedding can, leave it out of the recipe's targets"
+    if isinstance(layer, nn.LayerNorm) and (mask or weight or inputs):
+        return "can have its output quantized, not its weight or input"
+    if isinstance(layer, nn.Embedding) and inputs:
+        return "takes token ids: its input cannot be quantized"
+    if isinstance(layer, nn.Embedding) and weight is not None and weight.channel_axis is not None:
+        return "has one scale for its table; channel_axis must be None"
+    if any(spec.channel_axis is not None for spec in (*inputs, output) if spec is not None):
+        return "has an activation with a scale per channel; integer kernels have one per tensor"
+    if len(inputs) > 1:
+        return f"has one input, not {len(inputs)}"
+    return None

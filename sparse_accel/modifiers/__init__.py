@@ -1,0 +1,61 @@
+"""The table of modifiers: what a `!Tag` in a recipe stands for."""
+
+from __future__ import annotations
+
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
+from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.modifiers.epoch_range import EpochRangeModifier
+from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
+from sparse_accel.modifiers.quantization import QuantizationModifier
+from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
+from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
+
+MODIFIERS: dict[str, type[Modifier]] = {
+    "ConstantPruningModifier": ConstantPruningModifier,
+    "DistillationModifier": DistillationModifier,
+    "EpochRangeModifier": EpochRangeModifier,
+    "LearningRateFunctionModifier": LearningRateFunctionModifier,
+    "QuantizationModifier": QuantizationModifier,
+    "SetLearningRateModifier": SetLearningRateModifier,
+    "SetWeightDecayModifier": SetWeightDecayModifier,
+    "TrainableParamsModifier": TrainableParamsModifier,
+}
+
+_PRUNE_FIRST = (
+    "prune the model beforehand with 'sparse_accel prune MODEL --sparsity S' and hold its zeros with "
+    "ConstantPruningModifier"
+)
+_STRUCTURE = "removing structure is not offered: start from a model of the shape that you want"
+_SESSION_API = "it belongs to SparseML's session API: "
+
+# SparseML's modifiers that are known and not offered: name -> what to use instead.
+REFUSED: dict[str, str] = {
+    "ACDCPruningModifier": _PRUNE_FIRST,
+    "GMPruningModifier": _PRUNE_FIRST,
+    "GlobalMagnitudePruningModifier": _PRUNE_FIRST + " (prune has '--scope global' too)",
+    "MFACPruningModifier": _PRUNE_FIRST,
+    "MagnitudePruningModifier": _PRUNE_FIRST,
+    "MovementPruningModifier": _PRUNE_FIRST,
+    "OBSPruningModifier": _PRUNE_FIRST,
+    "PowerpropagationModifier": _PRUNE_FIRST,
+    "RigLPruningModifier": _PRUNE_FIRST,
+    "TopKASTPruningModifier": _PRUNE_FIRST,
+    "ASReg": "regularizing activations is not offered: leave it out",
+    "LayerPruningModifier": _STRUCTURE,
+    "LayerThinningModifier": _STRUCTURE,
+    "StructuredPruningModifier": _STRUCTURE,
+    "PerLayerDistillationModifier": "use DistillationModifier, which compares the outputs of student and teacher",
+    "LearningRateModifier": "use LearningRateFunctionModifier, or one SetLearningRateModifier for each level",
+    "SetParamModifier": "setting parameters is not offered: change the model's weights before training",
+    "GradualParamModifier": "setting parameters is not offered: change the model's weights before training",
+    "SparsificationLoggingModifier": "leave it out: sparsity is logged and reported without it",
+    "ConstantPruning": _SESSION_API + "use ConstantPruningModifier",
+    "GPTQModifier": _SESSION_API + "use QuantizationModifier",
+    "LegacyQuantizationModifier": _SESSION_API + "use QuantizationModifier",
+    "LogarithmicEqualizationModifier": _SESSION_API + "use QuantizationModifier",
+    "OutputDistillationModifier": _SESSION_API + "use DistillationModifier",
+    "SmoothQuantModifier": _SESSION_API + "use QuantizationModifier",
+    "SparseGPTModifier": _SESSION_API + _PRUNE_FIRST,
+    "WandaPruningModifier": _SESSION_API + _PRUNE_FIRST,
+}

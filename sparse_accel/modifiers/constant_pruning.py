@@ -1,0 +1,64 @@
+"""Sparse transfer: what is zero stays zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Self, final
+
+from pydantic import model_validator
+from torch import nn
+
+from sparse_accel.compress.plan import CompressionPlan, prunable_parameters, request_masks
+from sparse_accel.errors import TargetError
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, resolve
+from sparse_accel.session import Session
+from sparse_accel.timeline import Clock
+
+
+@final
+class ConstantPruningModifier(Modifier):
+    """Holds the zeros that the weights have at `start_epoch`, from the forward at that moment to `end_epoch`.
+
+    Weights of linear layers and embeddings can be held. A pattern may hit biases and norms as well; they are left as
+    they are, since their zeros mean nothing. Naming one of them outright is an error.
+    """
+
+    ignored_fields: ClassVar = {"update_frequency": "the mask is captured once"}
+
+    params: ParameterTargets
+
+    @model_validator(mode="after")
+    def _has_length(self) -> Self:
+        if self.end_epoch is not None and self.end_epoch <= self.interval.start:
+            raise ValueError(f"end_epoch must lie after start_epoch ({self.interval.start}); got {self.end_epoch}")
+        return self
+
+    def owns(self) -> frozenset[str]:
+        targets = (self.params,) if isinstance(self.params, str) else self.params
+        return frozenset(f"mask:{target}" for target in targets)
+
+    def problems(self, num_epochs: float) -> Iterator[str]:
+        if self.interval.start >= num_epochs:
+            yield f"starts at epoch {self.start_epoch}, but training ends at {num_epochs}"
+
+    def plan(self, plan: CompressionPlan, model: nn.Module) -> None:
+        embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+        maskable = embeddings.union(prunable_parameters(model))
+        chosen: set[str] = set()
+        for target in (self.params,) if isinstance(self.params, str) else self.params:
+            found = resolve((target,), model)
+            if not maskable.intersection(found):
+                raise TargetError(
+                    f"params: {target!r} means {found[0]!r}, which cannot be masked: "
+                    "only the weights of linear layers and embeddings can"
+                )
+            chosen.update(maskable.intersection(found))
+        for name in (name for name, _ in model.named_parameters() if name in chosen):
+            plan.add_mask(name.removesuffix(".weight"), owner=self)
+
+    def on_step_start(self, session: Session, clock: Clock) -> None:
+        if not clock.has_reached(self.interval.start):
+            return  # an earlier modifier may hold the same weights; nothing has been asked for yet
+        holds = self.interval.contains(clock)
+        request_masks(session.module, session.plan.masked_by(self), "nonzero" if holds else None)

@@ -1,0 +1,28 @@
+"""The `params` field that several modifiers share, and the parameters of a model that it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+from torch import nn
+
+from sparse_accel.compress.plan import prunable_parameters
+from sparse_accel.targets import is_keyword, match_parameters
+
+
+def _keyword_or_names(value: Any) -> Any:
+    if isinstance(value, str) and is_keyword(value):
+        return value
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise ValueError("must be __ALL__, __ALL_PRUNABLE__ or a list of parameter names and 're:' patterns")
+
+
+ParameterTargets = Annotated[str | tuple[str, ...], BeforeValidator(_keyword_or_names)]
+
+
+def resolve(targets: str | tuple[str, ...], model: nn.Module) -> list[str]:
+    """The parameters of `model` that `targets` means. Raises TargetError for a target that matches nothing."""
+    names = [name for name, _ in model.named_parameters()]
+    return match_parameters(targets, names, prunable_parameters(model))

@@ -1,0 +1,404 @@
+"""A recipe: modifiers in the order in which they act, ready to plan, to run and to be written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sparse_accel.compress.plan import CompressionPlan
+from sparse_accel.errors import RecipeError, suggestion
+from sparse_accel.modifiers import MODIFIERS, REFUSED
+from sparse_accel.modifiers.base import Modifier
+from sparse_accel.recipe import arguments, reader
+from sparse_accel.recipe.reader import Value
+from sparse_accel.recipe.variables import Overrides, Scope, from_plain
+from sparse_accel.session import LossTerms, Session
+from sparse_accel.timeline import Clock
+
+M = TypeVar("M", bound=Modifier)
+
+_GROUP = "modifiers"
+_VERSION = "1.1.0"
+# Top-level keys that say something about the recipe itself and need no use.
+_ABOUT = ("version", "__metadata__")
+# Fields that every modifier of SparseML took before 1.0.
+_IGNORED_EVERYWHERE = {"log_types": "what is logged does not depend on the recipe"}
+# Knobs that are set once and stay set: a later start takes over from an earlier one that has no end.
+_STAYS_SET = ("lr", "weight_decay")
+# Epochs that differ by rounding only.
+_SAME_MOMENT = 1e-9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`modifiers` in SparseML's order (end, start, name), each one's place (`file:line`), and `variables` as evaluated.
+
+    Two recipes are equal when their modifiers are.
+    """
+
+    modifiers: tuple[Modifier, ...]
+    variables: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False)
+    warnings: list[str] = field(default_factory=list, compare=False)
+
+    @classmethod
+    def load(cls, source: str, args: str | Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe from a file (.yaml, .yml, .md), by a shipped recipe's name or from its own text.
+
+        `args` are recipe_args: values for its variables.
+        Raises RecipeError, with file:line, for whatever keeps it from being carried out.
+        """
+        return _build(reader.read(source), arguments.parse_arguments(args))
+
+    @classmethod
+    def empty(cls) -> Recipe:
+        """A recipe that asks for nothing."""
+        return cls(())
+
+    @property
+    def num_epochs(self) -> float | None:
+        """Epochs to train: the last that a modifier names, rounded up; None when none names one after 0."""
+        last = max((math.ceil(modifier.last_epoch - _SAME_MOMENT) for modifier in self.modifiers), default=0)
+        return float(last) if last > 0 else None
+
+    def where(self, modifier: Modifier) -> str:
+        """`file:line` of a modifier."""
+        return next(place for own, place in zip(self.modifiers, self.places, strict=True) if own is modifier)
+
+    def has(self, kind: type[Modifier]) -> bool:
+        """Whether a modifier of this class is in the recipe."""
+        return bool(self.of(kind))
+
+    def of(self, kind: type[M]) -> tuple[M, ...]:
+        """The modifiers of one class."""
+        return tuple(modifier for modifier in self.modifiers if isinstance(modifier, kind))
+
+    def check(self, num_epochs: float) -> None:
+        """Raises RecipeError that lists what would make a modifier useless or wrong in a run of `num_epochs`."""
+        _raise_all(
+            [
+                (place, f"{_name(modifier)}: {problem}")
+                for modifier, place in zip(self.modifiers, self.places, strict=True)
+                for problem in modifier.problems(num_epochs)
+            ]
+        )
+
+    def plan(self, plan: CompressionPlan, model: nn.Module) -> None:
+        """Before sharding: what the model needs for the whole run. Raises RecipeError for what it cannot have."""
+        for modifier in self.modifiers:
+            with self._at(modifier):
+                modifier.plan(plan, model)
+        masking = [modifier for modifier in self.modifiers if any(knob.startswith("mask:") for knob in modifier.owns())]
+        for one, other in combinations(masking, 2):
+            shared = [name for name in plan.masked_by(one) if name in set(plan.masked_by(other))]
+            if shared and _overlap(one, other):
+                raise RecipeError(
+                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]} at the same time",
+                    self.where(other),
+                )
+        if self.modifiers and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RecipeError("the recipe freezes every parameter of the model; nothing is left to train")
+
+    def on_step_start(self, session: Session, clock: Clock) -> None:
+        """State what should hold at this step. Whoever starts later speaks later, and has the last word."""
+        for modifier in sorted(self.modifiers, key=_start):
+            with self._at(modifier):
+                modifier.on_step_start(session, clock)
+
+    def on_loss(
+        self,
+        terms: LossTerms,
+        batch: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        session: Session,
+        clock: Clock,
+    ) -> LossTerms:
+        """The loss of a micro-batch as the modifiers want it."""
+        for modifier in self.modifiers:
+            with self._at(modifier):
+                terms = modifier.on_loss(terms, batch, outputs, session, clock)
+        return terms
+
+    def on_step_end(self, session: Session, clock: Clock) -> None:
+        """After the optimizer stepped."""
+        for modifier in self.modifiers:
+            with self._at(modifier):
+                modifier.on_step_end(session, clock)
+
+    def metrics(self, session: Session, clock: Clock) -> dict[str, float]:
+        """Numbers worth logging, of all modifiers."""
+        numbers: dict[str, float] = {}
+        for modifier in self.modifiers:
+            numbers.update(modifier.metrics(session, clock))
+        return numbers
+
+    def to_yaml(self) -> str:
+        """The evaluated recipe as SparseML writes it: one list in execution order, fields by name, defaults spelled out."""
+        return yaml.dump(
+            {"version": _VERSION, "modifiers": list(self.modifiers)},
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+        )
+
+    @contextmanager
+    def _at(self, modifier: Modifier) -> Iterator[None]:
+        """Gives errors from inside the place of the modifier."""
+        try:
+            yield
+        except RecipeError as error:
+            raise error.at(self.where(modifier)) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes modifiers as tagged mappings."""
+
+
+def _represent(dumper: _Dumper, modifier: Modifier) -> yaml.Node:
+    fields = {name: value for name, value in sorted(modifier.model_dump(mode="json").items()) if value is not None}
+    return dumper.represent_mapping(f"!{_name(modifier)}", fields)
+
+
+_Dumper.add_multi_representer(Modifier, _represent)
+
+
+def _name(modifier: Modifier) -> str:
+    return type(modifier).__name__
+
+
+def _start(modifier: Modifier) -> float:
+    """-1, the first opportunity, comes before an epoch of 0."""
+    return -1.0 if modifier.start_epoch is None else modifier.start_epoch
+
+
+def _execution_order(modifier: Modifier) -> tuple[float, float, str]:
+    end = math.inf if modifier.end_epoch is None else modifier.end_epoch
+    return end, _start(modifier), _name(modifier)
+
+
+# --- from the tree to modifiers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Variables and modifiers that stand together: the recipe's top level, or one stage."""
+
+    variables: dict[str, Value]
+    modifiers: list[Value]
+
+
+def _build(root: Value, overrides: Mapping[str, Any]) -> Recipe:
+    top, stages = _sections(root)
+    sections = [top, *stages]
+    declared = [dict(section.variables) for section in sections]
+    replaced = _override(sections, overrides)
+    scopes = [Scope(top.variables, replaced)]
+    scopes += [Scope(stage.variables, replaced, outer=scopes[0]) for stage in stages]
+    variables = {name: scopes[0].variable(name) for name in top.variables}
+    for scope in scopes[1:]:
+        variables.update({name: scope.variable(name) for name in scope.variables})
+    warnings: list[str] = []
+    built = [
+        (_modifier(entry, scope, warnings), entry.where)
+        for section, scope in zip(sections, scopes, strict=True)
+        for entry in section.modifiers
+    ]
+    if not built:
+        raise RecipeError("the recipe has no modifiers; they stand in lists such as training_modifiers", root.where)
+    built.sort(key=lambda pair: _execution_order(pair[0]))
+    _refuse_conflicts(built)
+    warnings += _unused(declared, scopes, overrides)
+    return Recipe(tuple(m for m, _ in built), variables, tuple(place for _, place in built), warnings)
+
+
+def _sections(root: Value) -> tuple[_Section, list[_Section]]:
+    if root.tag is not None:
+        return _Section({}, [root]), []
+    if not isinstance(root.data, dict):
+        raise RecipeError(
+            "a recipe is a mapping of variables and of lists such as training_modifiers, not "
+            + ("a list" if isinstance(root.data, list) else f"{root.data!r}"),
+            root.where,
+        )
+    stages = {key: value for key, value in root.data.items() if _is_stage(value)}
+    top = _section({key: value for key, value in root.data.items() if key not in stages})
+    return top, [_section(stage.data) for stage in stages.values()]
+
+
+def _is_stage(value: Value) -> bool:
+    return value.tag is None and isinstance(value.data, dict) and any(_GROUP in str(key) for key in value.data)
+
+
+def _section(entries: Mapping[Any, Value]) -> _Section:
+    variables: dict[str, Value] = {}
+    modifiers: list[Value] = []
+    for key, value in entries.items():
+        if _GROUP not in str(key):
+            stray = next((inner for inner in value.walk() if inner.tag is not None), None)
+            if stray is not None:
+                raise RecipeError(
+                    f"{stray.tag} stands under {key!r}; modifiers stand in lists under a name with {_GROUP!r} in it, "
+                    f"such as training_{_GROUP}",
+                    stray.where,
+                )
+            variables[str(key)] = value
+        elif isinstance(value.data, list):
+            modifiers += [_tagged(item) for item in value.data]
+        elif value.tag is not None or isinstance(value.data, dict):
+            raise RecipeError(
+                f"{key!r} is not a list; this looks like a recipe of SparseML's session API (modifiers by name, "
+                "without tags), which is not run here: write each modifier as an item '- !NameOfModifier'",
+                value.where,
+            )
+        elif value.data is not None:
+            variables[str(key)] = value
+    return _Section(variables, modifiers)
+
+
+def _tagged(item: Value) -> Value:
+    if item.tag is None:
+        name = (
+            item.data
+            if isinstance(item.data, str)
+            else next(iter(item.data), "")
+            if isinstance(item.data, dict)
+            else ""
+        )
+        example = f"!{name}" if name in MODIFIERS else "!EpochRangeModifier"
+        raise RecipeError(f"an item here must be a modifier with its tag, such as '- {example}'", item.where)
+    return item
+
+
+def _override(sections: list[_Section], overrides: Mapping[str, Any]) -> Overrides:
+    replaced = Overrides()
+    for name, data in overrides.items():
+        homes = [section for section in sections if name in section.variables]
+        if not homes:
+            if _GROUP in name:
+                raise RecipeError(f"{name!r} is a list of modifiers; only variables can be set", arguments.WHERE)
+            known = dict.fromkeys(variable for section in sections for variable in section.variables)
+            hint = suggestion(name, known) if known else "; the recipe has no variables"
+            raise RecipeError(f"the recipe has no variable {name!r}{hint}", arguments.WHERE)
+        for section in homes:
+            new = from_plain(data, f"{arguments.WHERE} {name}")
+            section.variables[name] = replaced.replace(section.variables[name], new)
+    return replaced
+
+
+def _unused(declared: list[dict[str, Value]], scopes: list[Scope], overrides: Mapping[str, Any]) -> Iterator[str]:
+    for variables, scope in zip(declared, scopes, strict=True):
+        for name, original in variables.items():
+            if name in scope.used or name in _ABOUT or original.anchor in scope.used_anchors:
+                continue
+            if name in overrides:
+                yield f"recipe_args sets {name!r}, which nothing in the recipe uses ({original.where})"
+            else:
+                yield f"{original.where}: the variable {name!r} is not used"
+
+
+def _modifier(entry: Value, scope: Scope, warnings: list[str]) -> Modifier:
+    tag, where = str(entry.tag), entry.where
+    if tag in REFUSED:
+        raise RecipeError(f"{tag} is not offered here: {REFUSED[tag]}", where)
+    if tag not in MODIFIERS:
+        raise RecipeError(f"there is no modifier {tag!r}{suggestion(tag, MODIFIERS)}", where)
+    kind = MODIFIERS[tag]
+    ignored = {**_IGNORED_EVERYWHERE, **kind.ignored_fields}
+    fields: dict[str, Any] = {}
+    problems: list[tuple[str, str]] = []
+    for name, value in entry.data.items():
+        data = scope.resolve(value)
+        if name in ignored:
+            warnings.append(f"{value.where}: {tag}: {name} is ignored: {ignored[name]}")
+        elif name in kind.model_fields:
+            fields[name] = data
+        else:
+            problems.append(
+                (value.where, f"{tag}: there is no field {name!r}{suggestion(str(name), kind.model_fields)}")
+            )
+    _raise_all(problems)
+    try:
+        modifier = kind.model_validate(fields)
+    except ValidationError as error:
+        _raise_all([_complaint(detail, tag, entry) for detail in error.errors()])
+        raise
+    except RecipeError as error:
+        raise error.at(where) from None
+    _refuse_bad_epochs(modifier, entry)
+    return modifier
+
+
+def _complaint(detail: Any, tag: str, entry: Value) -> tuple[str, str]:
+    """Place and text of one of pydantic's errors."""
+    name = str(detail["loc"][0]) if detail["loc"] else None
+    place = entry.data[name].where if name in entry.data else entry.where
+    if detail["type"] == "missing":
+        return place, f"{tag}: the field {name!r} is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if name is None:
+        return place, f"{tag}: {message}"
+    hint = ""
+    if isinstance(detail["input"], str) and "eval(" in detail["input"]:
+        hint = "; eval(...) must enclose the whole value"
+    return place, f"{tag}: {name} {message}; got {detail['input']!r}{hint}"
+
+
+def _refuse_bad_epochs(modifier: Modifier, entry: Value) -> None:
+    for name in type(modifier).model_fields:
+        epoch = getattr(modifier, name)
+        if name.endswith("_epoch") and epoch is not None and not 0.0 <= epoch < math.inf:
+            place = entry.data[name].where
+            raise RecipeError(
+                f"{_name(modifier)}: {name} must be an epoch from 0 on, or -1 for none; got {epoch}", place
+            )
+    if modifier.end_epoch is not None and modifier.end_epoch < modifier.interval.start:
+        raise RecipeError(
+            f"{_name(modifier)}: end_epoch {modifier.end_epoch} lies before start_epoch {modifier.start_epoch}",
+            entry.data["end_epoch"].where,
+        )
+
+
+def _refuse_conflicts(built: list[tuple[Modifier, str]]) -> None:
+    for (one, one_place), (other, other_place) in combinations(built, 2):
+        shared = sorted(a for a in one.owns() for b in other.owns() if _same_knob(a, b))
+        if shared and _overlap(one, other) and not (_takes_over(one, other) and _stays_set(shared)):
+            raise RecipeError(
+                f"{_name(other)} and the {_name(one)} at {one_place} both set {shared[0]} at the same time; "
+                "let one end before the other starts",
+                other_place,
+            )
+
+
+def _same_knob(one: str, other: str) -> bool:
+    """`lr` is the same knob as `lr:0`, one of its groups."""
+    return one == other or one.startswith(f"{other}:") or other.startswith(f"{one}:")
+
+
+def _stays_set(knobs: list[str]) -> bool:
+    return all(knob.partition(":")[0] in _STAYS_SET for knob in knobs)
+
+
+def _takes_over(one: Modifier, other: Modifier) -> bool:
+    """Whether the earlier of the two has no end and the other really starts later."""
+    earlier, later = sorted((one, other), key=_start)
+    return earlier.end_epoch is None and _start(earlier) < _start(later)
+
+
+def _overlap(one: Modifier, other: Modifier) -> bool:
+    earlier, later = sorted((one.interval, other.interval), key=lambda interval: interval.start)
+    return earlier.overlaps(later) and (earlier.end is None or earlier.end - later.start > _SAME_MOMENT)
+
+
+def _raise_all(problems: list[tuple[str, str]]) -> None:
+    """One error for all problems, each with its place; nothing when there are none."""
+    if problems:
+        (place, text), *others = problems
+        raise RecipeError("\n".join([text, *(f"{where}: {other}" for where, other in others)]), place)

@@ -1,0 +1,291 @@
+"""Checkpoints: written whole under a temporary name, then renamed; read back to the bit.
+
+    checkpoint-N/
+      model.safetensors            stored weights, masks and ranges (the keys of the model in training)
+      optimizer.safetensors        `<parameter name>/<state name>` -> tensor
+      rank-<rank>.safetensors      each rank's random state and running sums
+      trainer_state.json           the clock, best metric, log so far
+      compression_plan.json, recipe.yaml, config.json, tokenizer files
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparse_accel.errors import OutputError
+from sparse_accel.runtime.training import TrainState
+from sparse_accel.session import Session
+from sparse_accel.timeline import Clock
+
+STATE_FILE = "trainer_state.json"
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def checkpoints(output_dir: Path) -> list[SavedCheckpoint]:
+    """The complete checkpoints of a folder, oldest first. A half-written one has another name and is not among them."""
+    if not output_dir.is_dir():
+        return []
+    found = []
+    for path in output_dir.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and (path / STATE_FILE).is_file():
+            found.append(SavedCheckpoint(path, int(match.group(1))))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file under a temporary name beside `path`, then rename; on failure nothing is left behind."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with a final newline, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, atomically."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, "utf-8")
+
+    write_atomically(path, write)
+
+
+def save(session: Session, state: TrainState, output_dir: Path, *, extra: Callable[[Path], None]) -> Path:
+    """Write `checkpoint-<step>`; `extra` adds the files that make the folder loadable elsewhere. Every rank calls this.
+
+    Raises OutputError on every rank when the main process cannot write; older checkpoints are untouched then.
+    """
+    accelerator = session.accelerator
+    final = output_dir / f"checkpoint-{state.clock.step}"
+    partial = output_dir / f".checkpoint-{state.clock.step}.partial"
+    failure: list[str | None] = [None]
+    if accelerator.is_main_process:
+        failure[0] = _attempt(lambda: _start_folder(partial))
+    _raise_together(failure, accelerator)
+    failure[0] = _attempt(lambda: _write_rank(state, partial, accelerator.process_index))
+    if accelerator.is_main_process and failure[0] is None:
+        failure[0] = _attempt(lambda: _write_main(session, state, partial, extra))
+    failure = _first_failure(failure, accelerator)
+    if accelerator.is_main_process:
+        if failure[0] is None:
+            failure[0] = _attempt(lambda: _publish(partial, final))
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+    _raise_together(failure, accelerator)
+    return final
+
+
+def _start_folder(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write_rank(state: TrainState, partial: Path, rank: int) -> None:
+    tensors = {f"rng.{name}": value for name, value in rng_state().items()}
+    tensors.update({f"window.{name}": value for name, value in state.window.items()})
+    if state.total_loss is not None:
+        tensors["total_loss"] = state.total_loss
+    save_file(tensors, partial / f"rank-{rank}.safetensors")
+
+
+def _write_main(session: Session, state: TrainState, partial: Path, extra: Callable[[Path], None]) -> None:
+    save_file(_contiguous(session.module.state_dict()), partial / "model.safetensors", metadata={"format": "pt"})
+    save_file(optimizer_tensors(session), partial / "optimizer.safetensors")
+    extra(partial)
+    document = {
+        "sparse_accel_checkpoint": FORMAT,
+        "global_step": state.clock.step,
+        "epoch": state.clock.epoch,
+        "steps_per_epoch": state.clock.steps_per_epoch,
+        "world_size": session.accelerator.num_processes,
+        "window_steps": state.window_steps,
+        "best_metric": state.best_metric,
+        "best_model_checkpoint": state.best_checkpoint,
+        "seconds": state.seconds,
+        "log_history": state.log_history,
+    }
+    (partial / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+
+
+def _publish(partial: Path, final: Path) -> None:
+    for file in partial.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+
+
+def _attempt(action: Callable[[], None]) -> str | None:
+    """The reason why `action` failed for want of disk or rights, or None."""
+    try:
+        action()
+    except (OSError, SafetensorError) as error:
+        no_space = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        return "the disk is full" if no_space else str(error)
+    return None
+
+
+def _first_failure(failure: list[str | None], accelerator: Any) -> list[str | None]:
+    """The first rank's failure, on every rank."""
+    if accelerator.num_processes == 1:
+        return failure
+    gathered: list[str | None] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, failure[0])
+    return [next((reason for reason in gathered if reason), None)]
+
+
+def _raise_together(failure: list[str | None], accelerator: Any) -> None:
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise OutputError(f"a checkpoint could not be written: {failure[0]}")
+
+
+def prune_checkpoints(output_dir: Path, limit: int | None, keep: set[str]) -> list[Path]:
+    """Remove the oldest checkpoints beyond `limit`, never those named in `keep` (the best one); returns what went."""
+    saved = checkpoints(output_dir)
+    if limit is None or limit <= 0 or len(saved) <= limit:
+        return []
+    removable = [checkpoint.path for checkpoint in saved[:-1] if checkpoint.path.name not in keep]
+    doomed = removable[: len(saved) - limit]
+    for path in doomed:
+        shutil.rmtree(path)
+    return doomed
+
+
+def load(session: Session, checkpoint: Path, last_step: int) -> TrainState:
+    """Restore weights, masks, ranges, optimizer and random numbers, and return where the run stood.
+
+    Raises OutputError when the checkpoint does not fit this run (another model, another number of steps per epoch).
+    """
+    document = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
+    if document.get("sparse_accel_checkpoint") != FORMAT:
+        raise OutputError(f"{checkpoint}: {STATE_FILE} is not of this program (format {document.get('sparse_accel_checkpoint')})")
+    spe = session.loader.steps_per_epoch
+    if document["steps_per_epoch"] != spe:
+        raise OutputError(
+            f"{checkpoint} was written with {document['steps_per_epoch']} steps an epoch, this run has {spe}: the data, the "
+            "batch size, the accumulation or the number of processes differ"
+        )
+    if document["world_size"] != session.accelerator.num_processes:
+        raise OutputError(
+            f"{checkpoint} was written by {document['world_size']} processes, this run has {session.accelerator.num_processes}; "
+            "resume with as many"
+        )
+    load_model(session, checkpoint)
+    load_optimizer(session, load_file(checkpoint / "optimizer.safetensors"))
+    accelerator = session.accelerator
+    own = load_file(checkpoint / f"rank-{accelerator.process_index}.safetensors")
+    set_rng_state(_under(own, "rng."))
+    sums = {name: value.to(accelerator.device) for name, value in own.items() if not name.startswith("rng.")}
+    return TrainState(
+        clock=Clock(document["global_step"], spe),
+        last_step=last_step,
+        total_loss=sums.get("total_loss"),
+        window=_under(sums, "window."),
+        window_steps=document["window_steps"],
+        best_metric=document["best_metric"],
+        best_checkpoint=document["best_model_checkpoint"],
+        log_history=document["log_history"],
+        seconds=document["seconds"],
+    )
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def load_model(session: Session, checkpoint: Path) -> None:
+    """Load the model's whole state; every key must be there. Raises OutputError otherwise."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    try:
+        session.module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise OutputError(f"{checkpoint} does not fit the model of this run: {error}") from error
+
+
+def optimizer_tensors(session: Session) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, as contiguous tensors."""
+    state = session.optimizer.state
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().contiguous()
+        for name, parameter in session.module.named_parameters()
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(session: Session, tensors: dict[str, Tensor]) -> None:
+    """Put saved state back under the parameters of the same names."""
+    parameters = dict(session.module.named_parameters())
+    state = session.optimizer.state
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameters[name]
+        # Adam keeps its step counters on the CPU; moments live beside their parameter.
+        state[parameter][key] = value if value.dim() == 0 and key == "step" else value.to(parameter.device)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The states that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    """Put back what `rng_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Safetensors refuses two names for one memory: tied weights are written once more."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().contiguous()
+        result[name] = tensor.clone() if tensor.data_ptr() in seen and tensor.numel() else tensor
+        seen.add(tensor.data_ptr())
+    return result
+
+
+def checkpoint_bytes(session_module: torch.nn.Module, trainable_share: float = 2.0) -> int:
+    """An estimate of one checkpoint's size: the stored state, and `trainable_share` floats of optimizer state a parameter."""
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in session_module.state_dict().values())
+    moments = sum(p.numel() * p.element_size() for p in session_module.parameters() if p.requires_grad)
+    return stored + int(trainable_share * moments)
+

@@ -1,0 +1,215 @@
+"""How a run ends: scores, a plain Hugging Face folder, a check of what was written, and the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparse_accel.compress.census import Census
+from sparse_accel.compress.layers import compressed_layers
+from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state, set_phase
+from sparse_accel.compress.ranges import Phase, load_quantization_state, without_range
+from sparse_accel.errors import InvariantError, ModelError
+from sparse_accel.runtime import outputs
+from sparse_accel.runtime.checkpoint import write_text
+from sparse_accel.runtime.evaluating import evaluate
+from sparse_accel.runtime.model_card import model_card
+from sparse_accel.runtime.options import describe_command
+from sparse_accel.runtime.tracking import LOG_FILE, clock_time
+
+if TYPE_CHECKING:
+    from sparse_accel.runtime.run import Run
+
+PLAN_FILE = "compression_plan.json"
+RANGES_FILE = "quantization.safetensors"
+RECIPE_FILE = "recipe.yaml"
+_COUNTERS = ("_samples", "_runtime", "_samples_per_second")
+
+
+def scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without sample counts and times."""
+    return {name: value for name, value in metrics.items() if not name.endswith(_COUNTERS)}
+
+
+def finish(run: Run) -> None:
+    """Evaluate, predict, fold, write and show. Raises InvariantError when what was written is not what was trained."""
+    options, session, state = run.options, run.session, run.state
+    files: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    if options.do_train:
+        results |= _train_results(run)
+        files["train_results.json"] = dict(results)
+    if options.do_eval and run.data.validation is not None:
+        if run.evaluation is None or run.evaluated_step != state.clock.step:
+            run.evaluate_now()
+        assert run.evaluation is not None
+        results |= run.evaluation.metrics
+        files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics}
+        files |= {f"eval_{name}.json": content for name, content in run.evaluation.scored.files.items()}
+    if options.do_predict and run.data.test is not None:
+        prediction = evaluate(
+            session, run.data.test, run.data.collate, prefix="predict", on_batch=run.screen.batches("predicting")
+        )
+        results |= prediction.metrics
+        files["predict_results.json"] = prediction.metrics
+        files |= {f"predict_{name}.json": content for name, content in prediction.scored.files.items()}
+    files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
+    if options.do_train:
+        files["trainer_state.json"] = {
+            "global_step": state.clock.step,
+            "epoch": state.clock.epoch,
+            "best_metric": state.best_metric,
+            "best_model_checkpoint": state.best_checkpoint,
+            "log_history": state.log_history,
+        }
+    for tracker in session.trackers:
+        tracker.close()
+
+    ranges = quantization_state(session.module)
+    unused = without_range(session.module) if options.do_train and ranges else []
+    masks = {
+        f"{name}.weight": layer.mask.cpu()
+        for name, layer in compressed_layers(session.module).items()
+        if layer.mask is not None and layer.mask_request is not None
+    }
+    fold(session.module)
+    census = Census.of(session.module, session.plan)
+    if session.accelerator.is_main_process:
+        card = model_card(run, census, results, command=describe_command(options)) if options.do_train else None
+        outputs.publish(run.output_dir, lambda folder: _write_all(run, folder, files, ranges, card))
+        outputs.record_files(run.output_dir, [LOG_FILE])
+        if options.do_train:
+            check_saved(run.output_dir, masks)
+        if unused and current_is_active(run):
+            run.screen.warn(f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task")
+        run.screen.console.print(summary(run, census, results))
+        if options.do_train:
+            run.screen.say(f"written to {run.output_dir}")
+
+
+def current_is_active(run: Run) -> bool:
+    """Whether quantization had begun when the run ended."""
+    from sparse_accel.modifiers.quantization import QuantizationModifier
+
+    clock = run.state.clock
+    return run.options.one_shot or any(
+        clock.has_reached((modifier.start_epoch or 0.0)) for modifier in run.session.recipe.of(QuantizationModifier)
+    )
+
+
+def _train_results(run: Run) -> dict[str, Any]:
+    state, session = run.state, run.session
+    num_samples = len(run.data.train) if run.data.train is not None else 0
+    results: dict[str, Any] = {"train_samples": num_samples}
+    if state.total_loss is not None and state.clock.step:
+        total = session.reduce_sum(state.total_loss).item()
+        done = num_samples * state.clock.epoch
+        results |= {
+            "train_loss": total / state.clock.step,
+            "train_runtime": round(state.seconds, 4),
+            "train_samples_per_second": round(done / state.seconds, 3),
+            "train_steps_per_second": round(state.clock.step / state.seconds, 3),
+        }
+    return results
+
+
+def _write_all(run: Run, folder: Path, files: dict[str, Any], ranges: dict[str, Tensor], card: str | None) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if card is None:  # nothing was trained: the model stays where it is
+        return
+    module: Any = run.session.module
+    module.save_pretrained(folder)
+    write_companions(run, folder)
+    if ranges:
+        save_file(ranges, folder / RANGES_FILE)
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+def write_companions(run: Run, folder: Path) -> None:
+    """What stands beside weights, in a checkpoint as in the final folder: config, tokenizer, plan and resolved recipe."""
+    module: Any = run.session.module
+    module.config.save_pretrained(folder)
+    run.tokenizer.save_pretrained(folder)
+    if run.session.plan.modules:
+        run.session.plan.save(folder / PLAN_FILE)
+    if run.recipe_text:
+        write_text(folder / RECIPE_FILE, run.recipe_text)
+
+
+def trained_plan(folder: str) -> CompressionPlan | None:
+    """The plan of a folder that brings its quantizers' ranges, so that it is evaluated as it was trained."""
+    path = Path(folder)
+    if not (path / RANGES_FILE).is_file() or not (path / PLAN_FILE).is_file():
+        return None
+    return CompressionPlan.load(path / PLAN_FILE)
+
+
+def load_ranges(folder: str, model: nn.Module) -> None:
+    """Put a trained folder's ranges under the installed quantizers, and fix them."""
+    try:
+        load_quantization_state(model, load_file(Path(folder) / RANGES_FILE))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/{RANGES_FILE} cannot be read: {error}") from error
+    set_phase(model, Phase.FROZEN)
+
+
+def check_saved(folder: Path, masks: Mapping[str, Tensor]) -> None:
+    """Raise InvariantError unless the saved file holds a zero wherever a mask says so."""
+    if not masks:
+        return
+    path = folder / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        for name, mask in masks.items():
+            revived = int(torch.count_nonzero(file.get_tensor(name)[~mask]))
+            if revived:
+                raise InvariantError(f"{path}: {revived} pruned weights of {name} are not zero in the saved file; please report it")
+
+
+def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Table:
+    """The table at the end: scores and cost, then what the model is made of."""
+    title = f"{run.options.task.replace('_', ' ')}: {run.output_dir}"
+    before = {row.kind: row.sparsity for row in run.census_at_start.kinds()}
+    layers = Table(title=title, title_justify="left")
+    layers.add_column("layers")
+    for column in ("parameters", "sparsity at start", "sparsity", "quantized modules"):
+        layers.add_column(column, justify="right")
+    for row in census.kinds():
+        quantized = str(row.quantized) if row.quantized else "-"
+        layers.add_row(row.kind, f"{row.numel:,}", f"{before.get(row.kind, 0.0):.4f}", f"{row.sparsity:.4f}", quantized)
+    layers.add_section()
+    quantized = f"{len(census.quantized_modules)} ({census.num_quantizers} tensors)" if census.quantized_modules else "-"
+    layers.add_row(
+        "prunable weights", f"{census.prunable.numel:,}", f"{run.census_at_start.sparsity:.4f}", f"{census.sparsity:.4f}", quantized
+    )
+    layers.add_section()
+    for name, value in _facts(results):
+        layers.add_row(name, value)
+    return layers
+
+
+def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Scores, throughput and time as a person reads them."""
+    named = {"eval_exact_match": "EM", "eval_exact": "EM", "eval_f1": "F1"}
+    facts = [
+        (named.get(key, key), f"{value:.2f}")
+        for key, value in scores(results).items()
+        if key.startswith(("eval_", "predict_"))
+    ]
+    units = {
+        "train_loss": ("training loss", "{:.4f}"),
+        "train_samples_per_second": ("training", "{:.1f} features/s"),
+        "eval_samples_per_second": ("evaluation", "{:.1f} features/s"),
+    }
+    facts += [(name, form.format(results[key])) for key, (name, form) in units.items() if key in results]
+    if "train_runtime" in results:
+        facts.append(("training time", clock_time(results["train_runtime"])))
+    return facts

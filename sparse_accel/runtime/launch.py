@@ -1,0 +1,176 @@
+"""Whether the processes that run are the ones that the launch asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sparse_accel.errors import LaunchError, OptionError
+
+# Where launchers leave the number of processes and this one's rank, the most telling first: torchrun and
+# `accelerate launch`, then MPI's (Intel, Open MPI, MVAPICH), which accelerate reads too.
+_WORLD_SIZES: Final = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_RANKS: Final = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "LOCAL_RANK")
+
+# What the environment asks for -> accelerate's name for a run that does it.
+_STRATEGIES: Final = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
+_SPOKEN: Final = {"DEEPSPEED": "DeepSpeed", "FSDP": "FSDP", "MEGATRON_LM": "Megatron-LM"}
+
+_TWO_ON_CPU: Final = (
+    "on CPUs: `ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {n} sparse_accel train ...` (the"
+    " flag's"
+    " name notwithstanding) or `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node {n} -m sparse_accel train ...`"
+)
+_TWO_ON_GPU: Final = "on GPUs: `accelerate launch --multi_gpu --num_processes {n} sparse_accel train ...`"
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int | None:
+    try:
+        return int(environ[name])
+    except (KeyError, ValueError):
+        return None
+
+
+def _is_on(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def requested_world_size(environ: Mapping[str, str]) -> int | None:
+    """How many processes the launcher says there are, or None when it says nothing."""
+    sizes = (_integer(environ, name) for name in _WORLD_SIZES)
+    return next((size for size in sizes if size is not None), None)
+
+
+def process_rank(environ: Mapping[str, str]) -> int:
+    """This process's rank, as its launcher has it; 0 when it was not launched by one."""
+    ranks = [_integer(environ, name) for name in _RANKS]
+    if (_integer(environ, "SLURM_STEP_NUM_TASKS") or 1) > 1:
+        ranks.append(_integer(environ, "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None and rank >= 0), 0)
+
+
+def _how(num_processes: int | str) -> str:
+    return f"{_TWO_ON_CPU.format(n=num_processes)}; {_TWO_ON_GPU.format(n=num_processes)}"
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Refuse what can be told to go wrong before a process group is made. `environ` is the environment as the launcher
+    left it. Raises LaunchError."""
+    if requested_world_size(environ) is None:
+        if environ.get("MASTER_ADDR"):
+            # `accelerate launch --cpu --num_processes N` starts one process and leaves only this trace of the N.
+            raise LaunchError(
+                "MASTER_ADDR is set but WORLD_SIZE is not: one process was started where several were asked for"
+                " (`accelerate launch` with --cpu, or without --multi_gpu, starts one whatever --num_processes says)."
+                f" Several processes are had so: {_how('N')}. For one process: leave --num_processes out and unset"
+                " MASTER_ADDR"
+            )
+        tasks = _integer(environ, "SLURM_STEP_NUM_TASKS") or 1
+        if tasks > 1:
+            raise LaunchError(
+                f"srun started {tasks} copies that do not know of each other (WORLD_SIZE is not set); let srun"
+                f" start one"
+                " `accelerate launch` or torchrun per node"
+            )
+    if _is_on(environ, "ACCELERATE_USE_MEGATRON_LM"):
+        raise LaunchError("Megatron-LM is not supported; launch with --multi_gpu, --use_fsdp or --use_deepspeed")
+    compiler = environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() not in ("no", ""):
+        raise LaunchError(
+            f"the launch asks for compilation ({compiler}), which is not offered; set dynamo_backend to 'no'"
+        )
+
+
+def check_launch(
+    environ: Mapping[str, str],
+    *,
+    num_processes: int,
+    distributed_type: str,
+    backend: str | None,
+    device_type: str,
+    use_cpu: bool = False,
+) -> None:
+    """Refuse a run that is not what the launch asked for: accelerate changes number of processes, strategy or backend
+    without a word.
+
+    `environ` is the environment as the launcher left it (accelerate adds to it while it sets up); the rest is what
+    became of it: `accelerator.num_processes`, `.distributed_type`, `.state.backend` and `.device.type`; `use_cpu` is
+    whether the command itself asks for the CPU. Raises LaunchError.
+    """
+    check_environment(environ)
+    kind = str(getattr(distributed_type, "value", distributed_type))
+    wanted_kind = next((kind for name, kind in _STRATEGIES.items() if _is_on(environ, name)), None)
+    wanted = requested_world_size(environ) or 1
+    on_cpu = device_type == "cpu"
+
+    if wanted_kind is not None and kind != wanted_kind:
+        name = _SPOKEN[wanted_kind]
+        if on_cpu and _is_on(environ, "ACCELERATE_USE_CPU"):
+            raise LaunchError(
+                f"the launch asks for {name}, but ACCELERATE_USE_CPU makes accelerate train plain DDP instead; unset"
+                f" ACCELERATE_USE_CPU, or leave {name} out of the launch"
+            )
+        raise LaunchError(f"the launch asks for {name}, but the run is {_plain(kind)}; {name} needs GPUs here")
+    if wanted != num_processes:
+        started = f"the launch asks for {wanted} processes, but accelerate runs {num_processes}"
+        if wanted_kind == "DEEPSPEED":
+            raise LaunchError(
+                f"{started}: DeepSpeed found no backend for its process group on this {device_type}, so every process"
+                " would train alone. It needs GPUs here; without them leave DeepSpeed out: "
+                f"{_TWO_ON_CPU.format(n=wanted)}"
+            )
+        if on_cpu and num_processes == 1:
+            raise LaunchError(
+                f"{started}: no GPU was found, so each of the {wanted} would train alone and call itself the first."
+                f" {_TWO_ON_CPU.format(n=wanted).capitalize()}; or add --use_cpu"
+            )
+        raise LaunchError(f"{started}; {_how(wanted)}")
+    if num_processes > 1 and on_cpu and not use_cpu and _launched_for_gpus(environ):
+        raise LaunchError(
+            f"the launch asks for {wanted} GPUs (--multi_gpu), but no GPU was found."
+            f" {_TWO_ON_CPU.format(n=wanted).capitalize()}"
+        )
+    if num_processes > 1:
+        expected = {"cuda": ("nccl",), "cpu": ("gloo", "mpi", "ccl")}.get(device_type, ())
+        if expected and not any(name in (backend or "") for name in expected):
+            raise LaunchError(
+                f"{num_processes} processes on {device_type} talk through {backend or 'nothing'}, expected"
+                f" {' or '.join(expected)}"
+            )
+
+
+def _launched_for_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether `accelerate launch` started several processes without a word about CPUs: its --multi_gpu does. torchrun,
+    which leaves the device to the program, sets none of accelerate's variables."""
+    on_cpu = _is_on(environ, "ACCELERATE_USE_CPU") or environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
+    return "ACCELERATE_MIXED_PRECISION" in environ and not on_cpu
+
+
+def _plain(kind: str) -> str:
+    return {"NO": "a single process", "MULTI_CPU": "plain DDP on CPUs", "MULTI_GPU": "plain DDP"}.get(kind, kind)
+
+
+def mixed_precision(environ: Mapping[str, str], *, fp16: bool, bf16: bool, device_type: str) -> str:
+    """`no`, `fp16` or `bf16`: what the flags and the launcher's own `--mixed_precision` say together. Raises
+    OptionError where they differ or where the device cannot."""
+    flag = "fp16" if fp16 else "bf16" if bf16 else "no"
+    launched = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", "fp16", "bf16"):
+        raise OptionError(f"the launch asks for mixed precision {launched}, which is not offered; use bf16 or fp16")
+    if "no" not in (flag, launched) and flag != launched:
+        raise OptionError(f"--{flag}: the launch asks for mixed precision {launched}; make them agree")
+    precision = launched if flag == "no" else flag
+    if precision == "fp16" and device_type == "cpu":
+        raise OptionError("float16 needs a GPU; on a CPU use --bf16")
+    return precision
+
+
+def check_accumulation(environ: Mapping[str, str], gradient_accumulation_steps: int) -> None:
+    """Refuse a launcher's own accumulation that differs from the flag's: accelerate takes the launcher's without a
+    word. Raises OptionError."""
+    launched = _integer(environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if launched is not None and launched != gradient_accumulation_steps:
+        raise OptionError(
+            f"--gradient_accumulation_steps is {gradient_accumulation_steps}, but the launch says {launched}"
+            " (ACCELERATE_GRADIENT_ACCUMULATION_STEPS, from the launcher's flag or config); make them agree"
+        )

@@ -1,0 +1,70 @@
+"""Models and tokenizers from folders or the hub, with errors that say what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_accel.errors import ModelError
+from sparse_accel.runtime.options import check_source
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+def has_tokenizer(name: str) -> bool:
+    """Whether a local folder brings a tokenizer; a hub id is taken to."""
+    path = Path(name).expanduser()
+    return not path.is_dir() or any((path / file).is_file() for file in _TOKENIZER_FILES)
+
+
+def load_tokenizer(name: str, options: Any, what: str) -> Any:
+    """A fast tokenizer. Raises ModelError when there is none."""
+    from transformers import AutoTokenizer
+
+    if not has_tokenizer(name):
+        raise ModelError(f"{what} {name}: the folder has no tokenizer ({' or '.join(_TOKENIZER_FILES[:3])}); pass --tokenizer_name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **_hub(options))
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise ModelError(f"{what} {name}: the tokenizer cannot be read: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{what} {name}: a fast tokenizer is needed (tokenizer.json); {type(tokenizer).__name__} is a slow one")
+    return tokenizer
+
+
+def load_model(name: str, task: Any, options: Any, what: str, *, config_name: str | None = None) -> tuple[Any, list[str]]:
+    """The model with the task's head in fp32, and the names of the head's parameters that the folder did not have.
+
+    Raises ModelError when the folder is unreadable or its weights are not those of the architecture.
+    """
+    from transformers import AutoConfig
+
+    check_source(name, what, weights=True)
+    try:
+        config = AutoConfig.from_pretrained(config_name or name, **_hub(options))
+        model, info = task.model_class.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **_hub(options)
+        )
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise ModelError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    prefix = model.base_model_prefix + "."
+    torn = [key for key in missing if key.startswith(prefix)]
+    if torn:
+        raise ModelError(
+            f"{what} {name}: {len(torn)} weights of {type(model).__name__} are not in the folder ({', '.join(torn[:3])} ...); "
+            "is it a model of another architecture?"
+        )
+    if info.get("mismatched_keys"):
+        raise ModelError(f"{what} {name}: weights of another shape than config.json says: {sorted(info['mismatched_keys'])[:3]}")
+    return model, missing
+
+
+def _hub(options: Any) -> dict[str, Any]:
+    return {"cache_dir": options.cache_dir, "revision": options.model_revision, "token": True if options.use_auth_token else None}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

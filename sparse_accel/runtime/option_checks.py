@@ -1,0 +1,201 @@
+"""Which options go together, and whether the files and folders that they name are there. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from pathlib import Path
+
+from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
+from sparse_accel.runtime.options import METRICS, METRICS_WITH_NEGATIVES, TRACKERS, TrainOptions, flag_fields
+from sparse_accel.runtime.sources import check_source, neighbour
+
+
+def validate(options: TrainOptions) -> None:
+    """Refuse options that contradict each other, that would have no effect, or that name files that are not there.
+    Raises OptionError, DataError, ModelError or OutputError; reads directories, never a file."""
+    changed = {entry.name for entry in flag_fields() if getattr(options, entry.name) != entry.default}
+    for check in (
+        _check_work,
+        _check_data,
+        _check_schedule,
+        _check_recipe,
+        _check_checkpoints,
+        _check_logging,
+        _check_machine,
+        _check_folders,
+    ):
+        check(options, changed)
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise OptionError(message)
+
+
+def _check_work(options: TrainOptions, changed: Collection[str]) -> None:
+    _refuse(
+        not (options.do_train or options.do_eval or options.do_predict),
+        "nothing to do: pass --do_train, --do_eval or --do_predict",
+    )
+    _refuse(
+        options.eval_strategy != "no" and not options.do_train,
+        "--eval_strategy: evaluates during training; without --do_train, --do_eval alone scores the model",
+    )
+    _refuse(
+        options.resume_from_checkpoint not in (None, False) and options.overwrite_output_dir,
+        "--resume_from_checkpoint and --overwrite_output_dir contradict each other: continue or start anew",
+    )
+    _refuse(
+        options.resume_from_checkpoint not in (None, False) and not options.do_train,
+        "--resume_from_checkpoint: continues a training; add --do_train, or pass the folder as --model_name_or_path",
+    )
+
+
+def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
+    files = {name: getattr(options, name) for name in ("train_file", "validation_file", "test_file")}
+    named = [f"--{name}" for name, file in files.items() if file is not None]
+    if options.dataset_name is not None:
+        _refuse(
+            bool(named), f"--dataset_name and {', '.join(named)}: the data comes from the hub or from files, not both"
+        )
+    else:
+        _refuse(options.dataset_config_name is not None, "--dataset_config_name: needs --dataset_name")
+        for wanted, switch, name in (
+            (options.do_train, "--do_train", "train_file"),
+            (options.do_eval, "--do_eval" if options.eval_strategy == "no" else "--eval_strategy", "validation_file"),
+            (options.do_predict, "--do_predict", "test_file"),
+        ):
+            _refuse(wanted and files[name] is None, f"{switch}: needs --{name} (or --dataset_name)")
+    for name, file in files.items():
+        if file is not None and not Path(file).is_file():
+            problem = "is a folder, not a file" if Path(file).is_dir() else "no such file"
+            raise DataError(f"--{name}: {problem}: {file}{neighbour(Path(file))}")
+    _refuse(
+        options.doc_stride >= options.max_seq_length,
+        f"--doc_stride: must be less than --max_seq_length ({options.max_seq_length}), got {options.doc_stride}",
+    )
+    _refuse(
+        "null_score_diff_threshold" in changed and not options.version_2_with_negative,
+        "--null_score_diff_threshold: needs --version_2_with_negative",
+    )
+
+
+def _check_schedule(options: TrainOptions, changed: Collection[str]) -> None:
+    _refuse(options.max_steps == 0, "--max_steps: 0 steps train nothing; -1 means no limit")
+    _refuse(
+        options.warmup_steps > 0 and options.warmup_ratio > 0,
+        "--warmup_steps and --warmup_ratio: both say how long the warm-up is; pass one",
+    )
+    _refuse(
+        options.lr_scheduler_type == "constant" and (options.warmup_steps > 0 or options.warmup_ratio > 0),
+        "--lr_scheduler_type constant: has no warm-up; use constant_with_warmup",
+    )
+    adam = [name for name in ("adam_beta1", "adam_beta2", "adam_epsilon") if name in changed]
+    _refuse(options.optim == "sgd" and bool(adam), f"--{''.join(adam[:1])}: has no effect with --optim sgd")
+
+
+def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
+    if options.recipe is None:
+        for name in ("recipe_args", "one_shot", "distill_include_padding", "observe_padding"):
+            _refuse(bool(getattr(options, name)), f"--{name}: needs --recipe")
+        _refuse(
+            options.distill_teacher not in (None, "disable"),
+            "--distill_teacher: needs a --recipe with a DistillationModifier, which says how strong and how warm",
+        )
+    _refuse(options.one_shot and not options.do_train, "--one_shot: needs --do_train, as in SparseML")
+    _refuse(
+        options.num_calibration_steps is not None and not options.one_shot,
+        "--num_calibration_steps: needs --one_shot; in a training run quantization takes its ranges from training",
+    )
+    for name in ("eval_strategy", "load_best_model_at_end", "resume_from_checkpoint", "max_steps"):
+        _refuse(options.one_shot and name in changed, f"--{name}: has no effect with --one_shot, which does not train")
+
+
+def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
+    for steps, strategy in (
+        ("eval_steps", "eval_strategy"),
+        ("save_steps", "save_strategy"),
+        ("logging_steps", "logging_strategy"),
+    ):
+        used = getattr(options, strategy) == "steps" or (steps == "logging_steps" and options.eval_strategy == "steps")
+        _refuse(
+            steps in changed and not used,
+            f"--{steps}: has no effect with --{strategy} {getattr(options, strategy)}; leave it out, or pass"
+            f" --{strategy} steps",
+        )
+    _refuse(
+        "eval_delay" in changed and options.eval_strategy == "no", "--eval_delay: needs --eval_strategy steps or epoch"
+    )
+    if options.load_best_model_at_end:
+        _refuse(not options.do_train, "--load_best_model_at_end: needs --do_train")
+        _refuse(
+            options.save_strategy != options.eval_strategy or options.eval_strategy == "no",
+            "--load_best_model_at_end: the best checkpoint is chosen by its score, so evaluation and saving must go"
+            f" together; got --eval_strategy {options.eval_strategy} and --save_strategy {options.save_strategy}",
+        )
+        _refuse(
+            options.eval_strategy == "steps" and options.save_steps % (options.eval_steps or 1) != 0,
+            "--load_best_model_at_end: --save_steps must be a multiple of --eval_steps, so that each checkpoint has a"
+            f" score; got {options.save_steps} and {options.eval_steps}",
+        )
+    for name in ("metric_for_best_model", "greater_is_better", "best_model_after_epoch"):
+        if name in changed:
+            _refuse(
+                not options.do_train or options.eval_strategy == "no", f"--{name}: needs --do_train and --eval_strategy"
+            )
+            _refuse(
+                name != "metric_for_best_model" and options.metric_for_best_model is None,
+                f"--{name}: needs --load_best_model_at_end or --metric_for_best_model",
+            )
+    if options.metric_for_best_model is not None:
+        metrics = METRICS[options.task] + (METRICS_WITH_NEGATIVES if options.version_2_with_negative else ())
+        metric = options.metric_for_best_model.removeprefix("eval_")
+        _refuse(metric == "loss", "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match")
+        _refuse(
+            metric not in metrics, f"--metric_for_best_model: no such score: {metric!r}{suggestion(metric, metrics)}"
+        )
+
+
+def _check_logging(options: TrainOptions, changed: Collection[str]) -> None:
+    for name in options.report_to:
+        _refuse(name in ("none", "all") and len(options.report_to) > 1, f"--report_to: {name!r} stands alone")
+        _refuse(
+            name in TRACKERS and importlib.util.find_spec(TRACKERS[name]) is None,
+            f"--report_to: {name} is not installed here: `pip install {name}`, or leave it out",
+        )
+    for name in ("logging_dir", "run_name"):
+        _refuse(
+            name in changed and options.report_to == ("none",),
+            f"--{name}: is for trackers; add --report_to tensorboard (or another)",
+        )
+
+
+def _check_machine(options: TrainOptions, changed: Collection[str]) -> None:
+    _refuse(options.fp16 and options.bf16, "--fp16 and --bf16: choose one")
+    _refuse(options.fp16_full_eval and options.bf16_full_eval, "--fp16_full_eval and --bf16_full_eval: choose one")
+    _refuse(options.fp16 and options.use_cpu, "--fp16: needs a GPU; on a CPU use --bf16")
+
+
+def _check_folders(options: TrainOptions, changed: Collection[str]) -> None:
+    output = Path(options.output_dir)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"--output_dir: is a file, not a folder: {output}")
+    for name in ("model_name_or_path", "config_name", "tokenizer_name", "distill_teacher"):
+        source = getattr(options, name)
+        if source is None or (name == "distill_teacher" and source in ("self", "disable")):
+            continue
+        check_source(source, f"--{name}", weights=name in ("model_name_or_path", "distill_teacher"))
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise OutputError(
+                f"--output_dir and --{name} are the same folder, {output}: the run would overwrite what it reads"
+            )
+    checkpoint = options.resume_from_checkpoint
+    _refuse(
+        isinstance(checkpoint, str) and not Path(checkpoint).is_dir(),
+        f"--resume_from_checkpoint: no such folder: {checkpoint}{neighbour(Path(str(checkpoint)))}",
+    )
+    if options.resume_from_checkpoint is True and not any(output.glob("checkpoint-*")):
+        raise OptionError(
+            f"--resume_from_checkpoint True: there is no checkpoint in {output}; leave it out to start anew"
+        )

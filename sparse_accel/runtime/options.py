@@ -1,0 +1,416 @@
+"""The options of a training run: each one has its type, default, help and group here and nowhere else."""
+
+from __future__ import annotations
+
+import shlex
+import types
+import typing
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Final
+
+from sparse_accel.runtime.sources import check_source as check_source
+
+# The groups in the order in which `--help` shows them.
+GROUP_RUN: Final = "What to run"
+GROUP_DATA: Final = "Data"
+GROUP_ANSWERS: Final = "Questions and answers"
+GROUP_RECIPE: Final = "Recipe and teacher"
+GROUP_MODEL: Final = "Model and tokenizer"
+GROUP_OPTIMIZER: Final = "Batches, optimizer and schedule (a recipe wins where it speaks)"
+GROUP_SAVING: Final = "Evaluation and checkpoints"
+GROUP_LOGGING: Final = "Logging"
+GROUP_MACHINE: Final = "Precision and machine"
+
+STRATEGIES: Final = ("no", "steps", "epoch")
+
+# Experiment trackers that accelerate knows -> the module whose presence shows that one is installed.
+TRACKERS: Final = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+
+# What an evaluation of each task reports, without the prefix `eval_`; the first is the default of
+# `--metric_for_best_model`.
+METRICS: Final = {"question_answering": ("f1", "exact_match")}
+METRICS_WITH_NEGATIVES: Final = ("HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "best_f1", "best_exact")
+
+TRUE_WORDS: Final = frozenset({"true", "yes", "on", "t", "y", "1"})
+FALSE_WORDS: Final = frozenset({"false", "no", "off", "f", "n", "0"})
+BOOLEAN_WORDS: Final = TRUE_WORDS | FALSE_WORDS
+
+
+def _option(
+    help_text: str,
+    group: str,
+    default: Any = MISSING,
+    *,
+    aliases: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    shapes_weights: bool = True,
+) -> Any:
+    """One field. `minimum` and `maximum` are allowed values, `above` and `below` are not; `shapes_weights` is False for
+    an option that may change between a run and its continuation, because the trained weights do not depend on it."""
+    metadata = {
+        "help": help_text,
+        "group": group,
+        "aliases": aliases,
+        "choices": choices,
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "below": below,
+        "shapes_weights": shapes_weights,
+    }
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Everything that a training command says. Made by `load_options`, which also checks it."""
+
+    task: str  # the command's own word (`train question_answering`)
+    # The fields that the person set, so that a warning need not speak of a default. Every field below is a flag.
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
+
+    # ---- what to run
+    output_dir: str = _option("Folder for the model, its checkpoints and results.", GROUP_RUN, shapes_weights=False)
+    overwrite_output_dir: bool = _option(
+        "Start anew in an output folder that holds an earlier run. Only files that such a run wrote are touched.",
+        GROUP_RUN,
+        False,
+        shapes_weights=False,
+    )
+    do_train: bool = _option("Train.", GROUP_RUN, False, shapes_weights=False)
+    do_eval: bool = _option(
+        "Score the final model on the validation set. Any --eval_strategy but 'no' implies it.",
+        GROUP_RUN,
+        False,
+        shapes_weights=False,
+    )
+    do_predict: bool = _option("Write predictions for the test set.", GROUP_RUN, False, shapes_weights=False)
+    resume_from_checkpoint: str | bool | None = _option(
+        "A checkpoint folder to continue from; True: the newest in --output_dir, which must hold one; False: never"
+        " continue. Left out, an output folder with checkpoints of the same command is continued.",
+        GROUP_RUN,
+        None,
+        shapes_weights=False,
+    )
+    seed: int = _option("Seed of everything random.", GROUP_RUN, 42, minimum=0)
+    data_seed: int | None = _option(
+        "Seed of the order of the training data; --seed when left out.", GROUP_RUN, None, minimum=0
+    )
+
+    # ---- model and tokenizer
+    model_name_or_path: str = _option(
+        "Model folder or hub id to start from, pruned already for sparse transfer.", GROUP_MODEL
+    )
+    config_name: str | None = _option("Another folder or hub id for the model's config.", GROUP_MODEL, None)
+    tokenizer_name: str | None = _option(
+        "Another folder or hub id for the tokenizer. Left out, a teacher's tokenizer is used, else the model's.",
+        GROUP_MODEL,
+        None,
+    )
+    cache_dir: str | None = _option("Where downloads are kept.", GROUP_MODEL, None, shapes_weights=False)
+    model_revision: str = _option("Revision of a model on the hub.", GROUP_MODEL, "main")
+    use_auth_token: bool = _option(
+        "Use the token of your hub login (`hf auth login` or HF_TOKEN).", GROUP_MODEL, False, shapes_weights=False
+    )
+
+    # ---- data
+    dataset_name: str | None = _option("Data set on the hub, instead of files.", GROUP_DATA, None)
+    dataset_config_name: str | None = _option("Configuration of --dataset_name.", GROUP_DATA, None)
+    train_file: str | None = _option("Training data: .json, .jsonl, .csv or .parquet.", GROUP_DATA, None)
+    validation_file: str | None = _option("Validation data.", GROUP_DATA, None, shapes_weights=False)
+    test_file: str | None = _option("Test data for --do_predict.", GROUP_DATA, None, shapes_weights=False)
+    max_train_samples: int | None = _option("Use only the first N training samples.", GROUP_DATA, None, minimum=1)
+    max_eval_samples: int | None = _option(
+        "Use only the first N validation samples.", GROUP_DATA, None, minimum=1, shapes_weights=False
+    )
+    max_predict_samples: int | None = _option(
+        "Use only the first N test samples.", GROUP_DATA, None, minimum=1, shapes_weights=False
+    )
+    max_seq_length: int = _option(
+        "Tokens per window; capped at what the model and its tokenizer can take.", GROUP_DATA, 384, minimum=8
+    )
+    pad_to_max_length: bool | None = _option(
+        "True pads every window to --max_seq_length, as SparseML did; False pads to the longest of its batch. Left out,"
+        " batches are padded to their longest: the same model, since padding is masked out, only faster.",
+        GROUP_DATA,
+        None,
+        shapes_weights=False,
+    )
+    group_by_length: bool = _option("Put windows of similar length into one batch: less padding.", GROUP_DATA, False)
+    on_bad_rows: str = _option(
+        "A malformed row ends the run, or is skipped, counted and named.",
+        GROUP_DATA,
+        "error",
+        choices=("error", "skip"),
+    )
+    overwrite_cache: bool = _option("Tokenize again, whatever is cached.", GROUP_DATA, False, shapes_weights=False)
+    preprocessing_num_workers: int | None = _option(
+        "Processes that tokenize.", GROUP_DATA, None, minimum=1, shapes_weights=False
+    )
+    dataloader_num_workers: int = _option(
+        "Processes per rank that assemble batches; 0: none.", GROUP_DATA, 0, minimum=0, shapes_weights=False
+    )
+    dataloader_pin_memory: bool = _option(
+        "Pin batches in host memory for faster copies to a GPU.", GROUP_DATA, True, shapes_weights=False
+    )
+    dataloader_drop_last: bool = _option("Leave out an epoch's last batch when it is not full.", GROUP_DATA, False)
+
+    # ---- questions and answers
+    doc_stride: int = _option(
+        "Tokens that neighbouring windows of a long passage share.", GROUP_ANSWERS, 128, minimum=0
+    )
+    version_2_with_negative: bool = _option("Some questions have no answer (SQuAD v2).", GROUP_ANSWERS, False)
+    null_score_diff_threshold: float = _option(
+        "Answer with nothing when its score beats the best span's by more than this (SQuAD v2).",
+        GROUP_ANSWERS,
+        0.0,
+        shapes_weights=False,
+    )
+    n_best_size: int = _option(
+        "Candidates kept per question in nbest_predictions.json.", GROUP_ANSWERS, 20, minimum=1, shapes_weights=False
+    )
+    max_answer_length: int = _option("Longest answer, in tokens.", GROUP_ANSWERS, 30, minimum=1, shapes_weights=False)
+
+    # ---- recipe and teacher
+    recipe: str | None = _option(
+        "A SparseML recipe: .yaml, .yml or .md file, the name of a shipped one, or its text.", GROUP_RECIPE, None
+    )
+    recipe_args: str | None = _option(
+        "Values for the recipe's variables: a JSON object or k=v,k2=v2.", GROUP_RECIPE, None
+    )
+    distill_teacher: str | None = _option(
+        "Teacher for the recipe's distillation: a model folder or hub id, 'self' (a frozen copy of the model as loaded)"
+        " or 'disable'.",
+        GROUP_RECIPE,
+        None,
+    )
+    distill_include_padding: bool = _option(
+        "Let padding take part in the distillation loss, as in SparseML's sum.", GROUP_RECIPE, False
+    )
+    observe_padding: bool = _option(
+        "Let padding take part in the activation ranges of quantization, as in SparseML.", GROUP_RECIPE, False
+    )
+    one_shot: bool = _option(
+        "Apply the recipe to the model as it is, without training. Needs --do_train.", GROUP_RECIPE, False
+    )
+    num_calibration_steps: int | None = _option(
+        "With --one_shot: training batches from which quantization takes its ranges.", GROUP_RECIPE, None, minimum=1
+    )
+    check_sparsity_every: int = _option(
+        "Optimizer steps between checks that pruned weights are still zero; 0: only when saving.",
+        GROUP_RECIPE,
+        500,
+        minimum=0,
+        shapes_weights=False,
+    )
+
+    # ---- batches, optimizer, schedule
+    per_device_train_batch_size: int = _option(
+        "Windows per process in a training micro-batch.", GROUP_OPTIMIZER, 8, minimum=1
+    )
+    per_device_eval_batch_size: int = _option(
+        "Windows per process in an evaluation batch.", GROUP_OPTIMIZER, 8, minimum=1, shapes_weights=False
+    )
+    gradient_accumulation_steps: int = _option("Micro-batches per optimizer step.", GROUP_OPTIMIZER, 1, minimum=1)
+    num_train_epochs: float = _option("Epochs; may be fractional.", GROUP_OPTIMIZER, 3.0, above=0)
+    max_steps: int = _option(
+        "End the run early after this many optimizer steps; schedules keep their length. -1: never.",
+        GROUP_OPTIMIZER,
+        -1,
+        minimum=-1,
+        shapes_weights=False,
+    )
+    learning_rate: float = _option("Highest learning rate.", GROUP_OPTIMIZER, 5e-5, minimum=0)
+    lr_scheduler_type: str = _option(
+        "Course of the learning rate.",
+        GROUP_OPTIMIZER,
+        "linear",
+        choices=("linear", "cosine", "constant", "constant_with_warmup"),
+    )
+    warmup_ratio: float = _option(
+        "Share of all steps in which the rate rises from 0.", GROUP_OPTIMIZER, 0.0, minimum=0, maximum=1
+    )
+    warmup_steps: int = _option("The same, in optimizer steps.", GROUP_OPTIMIZER, 0, minimum=0)
+    optim: str = _option(
+        "Optimizer.", GROUP_OPTIMIZER, "adamw_torch", choices=("adamw_torch", "adamw_torch_fused", "sgd")
+    )
+    weight_decay: float = _option(
+        "Decoupled weight decay, of all but biases and norms.", GROUP_OPTIMIZER, 0.0, minimum=0
+    )
+    adam_beta1: float = _option("Decay of Adam's first moment.", GROUP_OPTIMIZER, 0.9, minimum=0, below=1)
+    adam_beta2: float = _option("Decay of Adam's second moment.", GROUP_OPTIMIZER, 0.999, minimum=0, below=1)
+    adam_epsilon: float = _option("Adam's epsilon.", GROUP_OPTIMIZER, 1e-8, minimum=0)
+    max_grad_norm: float = _option("Clip the gradient to this norm; 0: never.", GROUP_OPTIMIZER, 1.0, minimum=0)
+    gradient_checkpointing: bool = _option(
+        "Recompute activations in backward: less memory, more time.", GROUP_OPTIMIZER, False, shapes_weights=False
+    )
+
+    # ---- evaluation and checkpoints
+    eval_strategy: str = _option(
+        "When to evaluate during training.",
+        GROUP_SAVING,
+        "no",
+        aliases=("evaluation_strategy",),
+        choices=STRATEGIES,
+        shapes_weights=False,
+    )
+    eval_steps: int | None = _option(
+        "Optimizer steps between evaluations; --logging_steps when left out.",
+        GROUP_SAVING,
+        None,
+        minimum=1,
+        shapes_weights=False,
+    )
+    eval_delay: float = _option(
+        "Epochs (or steps, with --eval_strategy steps) before the first evaluation.",
+        GROUP_SAVING,
+        0.0,
+        minimum=0,
+        shapes_weights=False,
+    )
+    save_strategy: str = _option(
+        "When to save a checkpoint.", GROUP_SAVING, "steps", choices=STRATEGIES, shapes_weights=False
+    )
+    save_steps: int = _option(
+        "Optimizer steps between checkpoints.", GROUP_SAVING, 500, minimum=1, shapes_weights=False
+    )
+    save_total_limit: int | None = _option(
+        "Keep only the newest N checkpoints, and the best one.", GROUP_SAVING, None, minimum=1, shapes_weights=False
+    )
+    load_best_model_at_end: bool = _option(
+        "End with the best checkpoint rather than the last.", GROUP_SAVING, False, shapes_weights=False
+    )
+    metric_for_best_model: str | None = _option(
+        "Score by which the best checkpoint is chosen, with or without the prefix eval_: f1 (the default) or"
+        " exact_match.",
+        GROUP_SAVING,
+        None,
+        shapes_weights=False,
+    )
+    greater_is_better: bool | None = _option(
+        "Whether more of that score is better; True when left out.", GROUP_SAVING, None, shapes_weights=False
+    )
+    best_model_after_epoch: float | None = _option(
+        "Only checkpoints after this epoch can be the best: the first ones of a recipe are not compressed yet.",
+        GROUP_SAVING,
+        None,
+        minimum=0,
+        shapes_weights=False,
+    )
+
+    # ---- logging
+    logging_strategy: str = _option(
+        "When to write a line of the log.", GROUP_LOGGING, "steps", choices=STRATEGIES, shapes_weights=False
+    )
+    logging_steps: int = _option("Optimizer steps between lines.", GROUP_LOGGING, 500, minimum=1, shapes_weights=False)
+    logging_first_step: bool = _option("Log the first step too.", GROUP_LOGGING, False, shapes_weights=False)
+    report_to: tuple[str, ...] = _option(
+        "Trackers to report to besides our own log: one or several, 'all' that are installed, or 'none'.",
+        GROUP_LOGGING,
+        ("none",),
+        choices=("none", "all", *TRACKERS),
+        shapes_weights=False,
+    )
+    logging_dir: str | None = _option(
+        "Folder for the trackers' files; OUTPUT_DIR/runs when left out.", GROUP_LOGGING, None, shapes_weights=False
+    )
+    run_name: str | None = _option(
+        "Name of the run in the trackers; the output folder's when left out.", GROUP_LOGGING, None, shapes_weights=False
+    )
+    disable_tqdm: bool = _option("Plain lines instead of a progress bar.", GROUP_LOGGING, False, shapes_weights=False)
+
+    # ---- precision and machine
+    fp16: bool = _option("Mixed precision in float16; needs a GPU.", GROUP_MACHINE, False)
+    bf16: bool = _option("Mixed precision in bfloat16.", GROUP_MACHINE, False)
+    fp16_full_eval: bool = _option(
+        "Evaluate in float16 even when training is not.", GROUP_MACHINE, False, shapes_weights=False
+    )
+    bf16_full_eval: bool = _option(
+        "Evaluate in bfloat16 even when training is not.", GROUP_MACHINE, False, shapes_weights=False
+    )
+    use_cpu: bool = _option("Run on the CPU though there is a GPU.", GROUP_MACHINE, False, aliases=("no_cuda",))
+    ddp_timeout: int = _option(
+        "Seconds that a process waits for the others before it gives up.",
+        GROUP_MACHINE,
+        1800,
+        minimum=1,
+        shapes_weights=False,
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as JSON values; `load_options` reads the same mapping back from a file."""
+        values = {name: getattr(self, name) for name in ("task", *(entry.name for entry in flag_fields()))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The options on which the trained weights depend, as JSON values: two runs with equal identities are the same
+        run, so that one may continue the other's checkpoints."""
+        shaping = {entry.name for entry in flag_fields() if entry.metadata["shapes_weights"]}
+        return {name: value for name, value in self.to_json().items() if name == "task" or name in shaping}
+
+
+def flag_fields() -> list[Field[Any]]:
+    """The fields that are flags, in the order of the class."""
+    return [entry for entry in fields(TrainOptions) if "help" in entry.metadata]
+
+
+def flag_names() -> dict[str, str]:
+    """Every spelling of every flag (with `_`, without `--`) -> the field that it sets."""
+    return {spelling: entry.name for entry in flag_fields() for spelling in (entry.name, *entry.metadata["aliases"])}
+
+
+_HINTS: Final = typing.get_type_hints(TrainOptions)
+
+
+def is_switch(entry: Field[Any]) -> bool:
+    """Whether a flag is true or false (and may stand alone on a command line)."""
+    return bool in value_kinds(entry) and str not in value_kinds(entry)
+
+
+def kind_name(entry: Field[Any]) -> str:
+    """The type of a flag's value in words, for `--help` and for errors."""
+    kinds = value_kinds(entry)
+    if entry.metadata["choices"]:
+        return "|".join(entry.metadata["choices"])
+    if kinds == {str, bool}:
+        return "text|True|False"
+    return {bool: "True|False", int: "integer", float: "number", str: "text"}[next(iter(kinds))]
+
+
+def value_kinds(entry: Field[Any]) -> set[type]:
+    """The plain types that a field takes besides None; a tuple counts as its items."""
+    hint = _HINTS[entry.name]
+    if typing.get_origin(hint) is tuple:
+        return {str}
+    if isinstance(hint, types.UnionType):
+        return set(typing.get_args(hint)) - {types.NoneType}
+    return {hint}
+
+
+def describe_command(options: TrainOptions, program: str = "sparse_accel") -> str:
+    """The shell command that gives these options: what was set or differs from the defaults, in the order of the
+    class."""
+    words = [program, "train", options.task]
+    for entry in flag_fields():
+        value = getattr(options, entry.name)
+        if value == entry.default and entry.name not in options.explicit:
+            continue
+        words.append(f"--{entry.name}")
+        if value is True and is_switch(entry):
+            continue
+        words.extend([",".join(value)] if isinstance(value, tuple) else [str(value)])
+    return shlex.join(words)

@@ -1,0 +1,281 @@
+"""From options to a Session, one function a noun; everything that can be wrong is found here, before anything is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from sparse_accel.compress.attention import ATTENTION_NAME, quantized_attention
+from sparse_accel.compress.plan import CompressionPlan, needs_quantized_attention
+from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
+from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
+from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
+from sparse_accel.recipe.schema import Recipe
+from sparse_accel.runtime.batches import StepLoader, StepSampler
+from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
+from sparse_accel.runtime.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, frozen_copy
+from sparse_accel.session import Teacher
+
+# Backends whose checkpoints and collectives this version knows.
+_OFFERED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def start_accelerator(options: TrainOptions) -> Accelerator:
+    """Join the process group and see that the processes are those that the launch asked for. Raises LaunchError."""
+    environ = dict(os.environ)  # as the launcher left it: accelerate adds to it
+    check_environment(environ)
+    check_accumulation(environ, options.gradient_accumulation_steps)
+    has_accelerator = torch.accelerator.is_available()
+    asks_for_more = any(environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true") for name in ("DEEPSPEED", "FSDP"))
+    # Without a GPU accelerate would let every process of torchrun train alone; FSDP and DeepSpeed keep their own way.
+    on_cpu = options.use_cpu or (not has_accelerator and not asks_for_more)
+    precision = mixed_precision(
+        environ, fp16=options.fp16, bf16=options.bf16, device_type="cpu" if on_cpu or not has_accelerator else "cuda"
+    )
+    trackers = [name for name in options.report_to if name != "none"]
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=1,
+        log_with=trackers or None,
+        project_dir=options.logging_dir or os.path.join(options.output_dir, "runs") if trackers else None,
+        kwargs_handlers=[
+            # Masks never change between ranks and ranges are synchronised by us, once a step.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=options.ddp_timeout)),
+        ],
+    )
+    # The launcher's accumulation would divide the loss a second time: a step's loss is normalised by its features.
+    accelerator.gradient_accumulation_steps = 1
+    check_launch(
+        environ,
+        num_processes=accelerator.num_processes,
+        distributed_type=accelerator.distributed_type,
+        backend=accelerator.state.backend,
+        device_type=accelerator.device.type,
+    )
+    if accelerator.distributed_type not in _OFFERED:
+        raise LaunchError(
+            f"training under {accelerator.distributed_type.value} is not offered in this version; start it with "
+            "launch_configs/ddp.yaml, or torchrun"
+        )
+    return accelerator
+
+
+def load_recipe(options: TrainOptions) -> Recipe:
+    """The recipe of the command, or one without modifiers."""
+    return Recipe.load(options.recipe, options.recipe_args) if options.recipe else Recipe.empty()
+
+
+def num_epochs(options: TrainOptions, recipe: Recipe) -> float:
+    """How many epochs the run has: the recipe's where it names any, else the flag's."""
+    return recipe.num_epochs if recipe.num_epochs else options.num_train_epochs
+
+
+def overruled_flags(options: TrainOptions, recipe: Recipe) -> list[str]:
+    """One warning for each flag that was given and that the recipe overrules."""
+    warnings = []
+    if "num_train_epochs" in options.explicit and recipe.num_epochs and recipe.num_epochs != options.num_train_epochs:
+        warnings.append(f"the recipe's {recipe.num_epochs:g} epochs take the place of --num_train_epochs {options.num_train_epochs:g}")
+    rates = [*recipe.of(LearningRateFunctionModifier), *recipe.of(SetLearningRateModifier)]
+    if rates:
+        names = " and ".join(sorted({type(rate).__name__ for rate in rates}))
+        given = [
+            f"--{name} {getattr(options, name)}"
+            for name in ("learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps")
+            if name in options.explicit
+        ]
+        if given:
+            warnings.append(f"the recipe's {names} takes the place of {', '.join(given)}")
+    if recipe.of(SetWeightDecayModifier) and "weight_decay" in options.explicit:
+        warnings.append(f"the recipe's SetWeightDecayModifier takes the place of --weight_decay {options.weight_decay:g}")
+    return warnings
+
+
+def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]]:
+    """The student in fp32, and messages about it."""
+    model, missing = load_model(
+        options.model_name_or_path, task, options, "--model_name_or_path", config_name=options.config_name
+    )
+    notes = [f"the head ({', '.join(missing)}) is new and starts at random"] if missing else []
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, notes
+
+
+def load_student_tokenizer(options: TrainOptions) -> Any:
+    """The tokenizer: `--tokenizer_name`, else the model's, else (where the model brings none) the teacher's."""
+    if options.tokenizer_name:
+        return load_tokenizer(options.tokenizer_name, options, "--tokenizer_name")
+    teacher = teacher_source(options)
+    if not has_tokenizer(options.model_name_or_path) and teacher and has_tokenizer(teacher):
+        return load_tokenizer(teacher, options, "--distill_teacher")
+    return load_tokenizer(options.model_name_or_path, options, "--model_name_or_path")
+
+
+def teacher_source(options: TrainOptions) -> str | None:
+    """The folder or hub id of the teacher, if it is one."""
+    return None if options.distill_teacher in (None, "disable", "self") else options.distill_teacher
+
+
+def max_positions(model: Any) -> int | None:
+    """The longest sequence that the model can read, None for no limit."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    embeddings = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    if positions is not None and embeddings and embeddings[0].padding_idx is not None:
+        # RoBERTa's kind starts counting positions behind its padding index.
+        positions -= embeddings[0].padding_idx + 1
+    return positions
+
+
+def load_teacher(
+    options: TrainOptions, recipe: Recipe, task: Any, student: Any, tokenizer: Any, accelerator: Accelerator
+) -> tuple[Teacher | None, str | None]:
+    """The teacher, or None where none is wanted, and what to tell the user.
+
+    Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
+    """
+    distils = bool(recipe.of(DistillationModifier))
+    wish = options.distill_teacher
+    if not distils:
+        if wish not in (None, "disable"):
+            raise OptionError(f"--distill_teacher {wish} is given, but the recipe has no DistillationModifier; add one, or leave the flag out")
+        return None, None
+    if wish is None:
+        raise OptionError(
+            f"{recipe.where(recipe.of(DistillationModifier)[0])}: the recipe distils, so name its teacher: --distill_teacher PATH or hub id, "
+            "'self' (a frozen copy of the model as loaded), or 'disable' to train without"
+        )
+    if wish == "disable":
+        return None, "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used"
+    if wish == "self":
+        return ReplicatedTeacher(frozen_copy(student), accelerator), "the teacher is a frozen copy of the model as loaded"
+    teacher, missing = load_model(wish, task, options, "--distill_teacher")
+    if missing:
+        raise ModelError(
+            f"--distill_teacher {wish} has no trained head for this task ({', '.join(missing)} are missing); a teacher must be "
+            "fine-tuned first"
+        )
+    teacher_tokenizer = load_tokenizer(wish, options, "--distill_teacher") if has_tokenizer(wish) else None
+    check_teacher(teacher, student, teacher_tokenizer, tokenizer, wish, options.max_seq_length)
+    return ReplicatedTeacher(teacher, accelerator), None
+
+
+def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
+    """Ask every modifier what it needs in the model. Raises RecipeError for a target that is not there."""
+    plan = CompressionPlan()
+    recipe.plan(plan, model)
+    return plan
+
+
+def use_quantized_attention(plan: CompressionPlan, model: Any) -> None:
+    """Let the model compute attention through `quantized_attention`, where the plan quantizes its products.
+
+    Raises RecipeError for a model that does not go through transformers' attention interface.
+    """
+    if not needs_quantized_attention(plan):
+        return
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(ATTENTION_NAME, quantized_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
+    try:
+        model.set_attn_implementation(ATTENTION_NAME)
+    except (ValueError, KeyError) as error:
+        raise RecipeError(f"the attention of {type(model).__name__} cannot be quantized: {error}") from error
+    if model.config._attn_implementation != ATTENTION_NAME:
+        raise RecipeError(
+            f"{type(model).__name__} does not use transformers' attention interface, so that its attention matmuls cannot "
+            "be quantized"
+        )
+
+
+def build_loader(options: TrainOptions, features: Any, collate: Any, task: Any, accelerator: Accelerator) -> StepLoader:
+    """The training batches of this rank."""
+    sampler = StepSampler(
+        num_features=len(features),
+        micro_batch_size=options.per_device_train_batch_size,
+        accumulation=options.gradient_accumulation_steps,
+        seed=options.seed if options.data_seed is None else options.data_seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        drop_last=options.dataloader_drop_last,
+        lengths=features.lengths if options.group_by_length else None,
+    )
+    if sampler.num_batches == 0:
+        raise OptionError(
+            f"--dataloader_drop_last leaves no batch: {len(features)} features, "
+            f"{options.per_device_train_batch_size * accelerator.num_processes} a micro-batch"
+        )
+    return StepLoader(
+        sampler,
+        features,
+        collate,
+        task,
+        device=accelerator.device,
+        num_workers=options.dataloader_num_workers,
+        pin_memory=options.dataloader_pin_memory,
+    )
+
+
+def build_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over two groups: with weight decay, and (biases and norms) without, as HF Trainer forms them."""
+    norms = {f"{name}.{key}" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm) for key in ("weight", "bias")}
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise RecipeError("the recipe leaves no parameter to train")
+    decayed = [parameter for name, parameter in trainable if name not in norms and not name.endswith("bias")]
+    others = [parameter for name, parameter in trainable if name in norms or name.endswith("bias")]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if options.optim == "sgd":
+        return torch.optim.SGD(groups, lr=options.learning_rate)
+    return torch.optim.AdamW(
+        groups,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        fused=True if options.optim == "adamw_torch_fused" else None,
+    )
+
+
+def flag_learning_rate(options: TrainOptions, recipe: Recipe, total_steps: int) -> Callable[[int], float]:
+    """Learning rate by step as the flags say: the scheduler's curve, or constant where the recipe has its own (as
+    SparseML). The curve is transformers' own, evaluated as a function of the step."""
+    if recipe.of(LearningRateFunctionModifier) or recipe.of(SetLearningRateModifier):
+        return lambda step: options.learning_rate
+    from transformers import get_scheduler
+
+    warmup = options.warmup_steps or math.ceil(total_steps * options.warmup_ratio)
+    probe = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(options.lr_scheduler_type, probe, num_warmup_steps=warmup, num_training_steps=total_steps)
+    curve = scheduler.lr_lambdas[0]
+    return lambda step: options.learning_rate * curve(step)
+
+
+def reductions(accelerator: Accelerator) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Maximum and sum over ranks."""
+    if accelerator.num_processes == 1:
+        return (lambda tensor: tensor), (lambda tensor: tensor)
+
+    def reduce(operation: Any) -> Callable[[Tensor], Tensor]:
+        def over_ranks(tensor: Tensor) -> Tensor:
+            result = tensor.clone()
+            torch.distributed.all_reduce(result, operation)
+            return result
+
+        return over_ranks
+
+    return reduce(torch.distributed.ReduceOp.MAX), reduce(torch.distributed.ReduceOp.SUM)

@@ -1,0 +1,57 @@
+"""Whether a model's name can be one: what can be told without reading a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sparse_accel.errors import ModelError, suggestion
+
+# The files of which a model folder holds one: weights as transformers saves them, whole or in shards.
+WEIGHT_FILES: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def check_source(source: str, where: str, *, weights: bool) -> None:
+    """Refuse a model, config or tokenizer that cannot be one: a `zoo:` stub, a missing or an empty folder. A bare name
+    may be a hub id and is left to whoever loads it. Raises ModelError; reads no file."""
+    if source.startswith("zoo:"):
+        raise ModelError(
+            f"{where}: {source}: SparseZoo's service has ended and stubs cannot be downloaded any more; pass a"
+            f" model folder"
+            " or a Hugging Face id (the oBERT models are there under neuralmagic/ and RedHatAI/)"
+        )
+    folder = Path(source)
+    looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not folder.exists():
+        if looks_like_a_path:
+            raise ModelError(f"{where}: no such folder: {source}{neighbour(folder)}")
+        return
+    if not folder.is_dir():
+        raise ModelError(f"{where}: is a file; expected a model folder (config.json, weights, tokenizer): {source}")
+    if weights and not (folder / "config.json").is_file():
+        raise ModelError(f"{where}: {source} has no config.json, so it is not a model folder{_inner_models(folder)}")
+    if weights and not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ModelError(
+            f"{where}: {source} has no weights: expected one of {', '.join(WEIGHT_FILES)}{_inner_models(folder)}"
+        )
+
+
+def _inner_models(folder: Path) -> str:
+    """A clause that names sub-folders which are model folders; SparseML's downloads keep theirs in training/."""
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"; but {', '.join(str(folder / name) for name in inner[:3])} has one" if inner else ""
+
+
+def neighbour(path: Path) -> str:
+    """A clause that names files beside a missing one whose names look like it."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f" (there is no folder {path.parent} either)"
+    clause = suggestion(path.name, beside) if beside else ""
+    return clause if clause.startswith("; did") else ""

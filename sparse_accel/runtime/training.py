@@ -1,0 +1,136 @@
+"""The training loop.
+
+One optimizer step, top to bottom: state what should hold now, run the micro-batches, step, update the ranges, then log,
+evaluate and save where their intervals say so. The loop names no modifier, no task and no backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_accel.compress.ranges import begin_step, calibrating, end_calibration, end_step, needs_first_range
+from sparse_accel.errors import InvariantError
+from sparse_accel.runtime.batches import MicroBatch
+from sparse_accel.session import LossTerms, Session
+from sparse_accel.timeline import Clock
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: everything beside weights, optimizer and random numbers that a checkpoint must carry."""
+
+    clock: Clock
+    last_step: int
+    # Sums since the start and since the last logged line, float64 on the device, read only when a line is due.
+    total_loss: Tensor | None = None
+    window: dict[str, Tensor] = field(default_factory=dict)
+    window_steps: int = 0
+    best_metric: float | None = None
+    best_checkpoint: str | None = None
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+# Called after each optimizer step with the clock already advanced: logging, evaluation, saving.
+AfterStep = Callable[[Session, TrainState], None]
+
+
+def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
+    """Run optimizer steps from `state.clock` to `state.last_step`.
+
+    The loss of a step is the mean over all its features, on all ranks and in all micro-batches: however a step is split,
+    the gradient is the same. Raises InvariantError when the loss is found not to be finite (looked at by `after_step`).
+    """
+    accelerator, model, recipe = session.accelerator, session.model, session.recipe
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+    for micro_batches in session.loader.steps(state.clock, state.last_step):
+        clock = state.clock
+        set_flag_values(session, clock)
+        recipe.on_step_start(session, clock)
+        begin_step(session.module, clock.step)
+        if needs_first_range(session.module):
+            first_ranges(session, micro_batches)
+
+        step_units = session.reduce_sum(torch.tensor(float(sum(m.num_units for m in micro_batches)), device=accelerator.device))
+        for index, micro_batch in enumerate(micro_batches):
+            with micro_step(session, is_last=index == len(micro_batches) - 1):
+                outputs = model(**micro_batch.inputs)
+                terms = LossTerms.task(outputs["loss"])
+                terms = recipe.on_loss(terms, micro_batch.inputs, outputs, session, clock)
+                # DDP averages over ranks, so each rank's part is weighted by world_size over all units of the step.
+                share = micro_batch.num_units * accelerator.num_processes / step_units
+                accelerator.backward(terms.total() * share)
+                accumulate(state, terms, micro_batch.num_units / step_units)
+        if session.options.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(parameters, session.options.max_grad_norm)
+        session.optimizer.step()
+        session.optimizer.zero_grad()
+
+        end_step(session.module, session.reduce_max)
+        recipe.on_step_end(session, clock)
+        state.clock = clock.next()
+        state.window_steps += 1
+        after_step(session, state)
+        model.train()
+
+
+def set_flag_values(session: Session, clock: Clock) -> None:
+    """Learning rate and weight decay as the flags say; modifiers overrule them where they speak."""
+    for group, weight_decay in zip(session.optimizer.param_groups, session.base_weight_decay, strict=True):
+        group["lr"] = session.base_lr(clock.step)
+        group["weight_decay"] = weight_decay
+
+
+@contextlib.contextmanager
+def micro_step(session: Session, *, is_last: bool) -> Iterator[None]:
+    """Gradients are exchanged between ranks in the last micro-batch of a step only."""
+    session.accelerator.sync_gradients = is_last
+    with contextlib.nullcontext() if is_last else session.accelerator.no_sync(session.model):
+        yield
+
+
+@torch.no_grad()
+def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
+    """Look once at the whole step before its first quantized forward, so that the first scales do not depend on how the
+    step is split. Dropout is off and draws no random number."""
+    session.model.eval()
+    with calibrating(session.module):
+        for micro_batch in micro_batches:
+            if micro_batch.num_units:
+                session.module(**micro_batch.inputs)
+    end_calibration(session.module, session.reduce_max)
+    session.model.train()
+
+
+@torch.no_grad()
+def accumulate(state: TrainState, terms: LossTerms, share: Tensor | float) -> None:
+    """Add this rank's part of the step's loss to the running sums, without a device sync."""
+    values = {name: term.value.detach().double() * share for name, term in terms.terms.items()}
+    loss = terms.total().detach().double() * share
+    for name, value in {"loss": loss, **{f"{name}_loss": value for name, value in values.items()}}.items():
+        state.window[name] = state.window[name] + value if name in state.window else value
+    state.total_loss = loss if state.total_loss is None else state.total_loss + loss
+
+
+def read_window(session: Session, state: TrainState) -> dict[str, float]:
+    """The mean loss terms since the last call, over all ranks; one device sync. Raises InvariantError for a loss that is
+    not finite."""
+    if not state.window:
+        return {}
+    names = sorted(state.window)
+    sums = session.reduce_sum(torch.stack([state.window[name] for name in names]))
+    values = dict(zip(names, (sums / state.window_steps).tolist(), strict=True))
+    state.window, state.window_steps = {}, 0
+    if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
+        raise InvariantError(
+            f"the loss is not finite at step {state.clock.step} (epoch {state.clock.epoch:.2f}): {values}; "
+            "lower the learning rate, clip gradients (--max_grad_norm) or train in bf16 rather than fp16"
+        )
+    return values

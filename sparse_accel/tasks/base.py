@@ -1,0 +1,145 @@
+"""What a task is: how its data becomes batches, and how a model's outputs become scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.features import Features
+from sparse_accel.tasks.files import write_json
+
+
+class DataOptions(Protocol):
+    """The options that a task reads; their names, defaults and meanings are those of SparseML's data arguments."""
+
+    @property
+    def dataset_name(self) -> str | None: ...
+    @property
+    def dataset_config_name(self) -> str | None: ...
+    @property
+    def train_file(self) -> str | None: ...
+    @property
+    def validation_file(self) -> str | None: ...
+    @property
+    def test_file(self) -> str | None: ...
+    @property
+    def overwrite_cache(self) -> bool: ...
+    @property
+    def preprocessing_num_workers(self) -> int | None: ...
+    @property
+    def max_seq_length(self) -> int: ...
+    @property
+    def pad_to_max_length(self) -> bool | None: ...
+    @property
+    def max_train_samples(self) -> int | None: ...
+    @property
+    def max_eval_samples(self) -> int | None: ...
+    @property
+    def max_predict_samples(self) -> int | None: ...
+    @property
+    def version_2_with_negative(self) -> bool: ...
+    @property
+    def null_score_diff_threshold(self) -> float: ...
+    @property
+    def doc_stride(self) -> int: ...
+    @property
+    def n_best_size(self) -> int: ...
+    @property
+    def max_answer_length(self) -> int: ...
+    @property
+    def cache_dir(self) -> str | None: ...
+    @property
+    def on_bad_rows(self) -> str: ...
+    @property
+    def do_train(self) -> bool: ...
+    @property
+    def do_eval(self) -> bool: ...
+    @property
+    def do_predict(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features to run the model on, and the examples that its outputs are scored against."""
+
+    features: Features
+    examples: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All that a run needs of its data. A part that was not asked for is None.
+
+    `collate` turns a list of features into a batch of padded tensors. `notes` are sentences for the person who started
+    the run; `num_dropped` counts the rows that `--on_bad_rows skip` left out.
+    """
+
+    collate: Collator
+    train: Features | None = None
+    validation: Split | None = None
+    test: Split | None = None
+    notes: list[str] = field(default_factory=list)
+    num_dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The metrics of a split (empty where it holds no answers), and the files worth writing: name -> JSON content."""
+
+    metrics: dict[str, float]
+    files: dict[str, Any]
+
+
+class Task(Protocol):
+    """Interface of all tasks; one file and one row in TASKS each."""
+
+    name: str
+    # What distillation compares, and what `score` wants.
+    output_keys: tuple[str, ...]
+    # The keys of a batch that are labels: a teacher is not given them.
+    label_keys: tuple[str, ...]
+
+    @property
+    def model_class(self) -> Any:
+        """The transformers auto class that opens a model folder for this task."""
+        ...
+
+    def load(self, options: DataOptions, tokenizer: Any, *, max_positions: int | None = None) -> TaskData:
+        """Read, check and tokenize what `do_train`, `do_eval` and `do_predict` ask for.
+
+        `max_positions` is the longest sequence the model can take, None for no limit. Raises DataError for bad data,
+        ModelError for an unfit tokenizer and OptionError for options that cannot be met.
+        """
+        ...
+
+    def num_units(self, batch: Mapping[str, Tensor]) -> int:
+        """How many units the loss of this batch is a mean over."""
+        ...
+
+    def distillation_keep(self, key: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Which positions of the logits take part in distillation: a bool mask that fits them, or None for all."""
+        ...
+
+    def unpad(self, outputs: Mapping[str, Tensor], attention_mask: Tensor) -> dict[str, list[np.ndarray]]:
+        """Outputs of a batch without the padding: per key, a float32 array for each feature, as `score` wants them."""
+        ...
+
+    def score(self, split: Split, outputs: Mapping[str, Sequence[np.ndarray]], options: DataOptions) -> Scored:
+        """Predictions and metrics of a whole split; `outputs` has an array for each feature, in the split's order."""
+        ...
+
+
+def write_predictions(folder: str | Path, prefix: str, scored: Scored) -> list[Path]:
+    """Write `{prefix}_{name}.json` for each file of `scored`, each whole or not at all; returns the paths."""
+    written = []
+    for name, content in scored.files.items():
+        path = Path(folder) / f"{prefix}_{name}.json"
+        write_json(path, content)
+        written.append(path)
+    return written

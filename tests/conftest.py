@@ -1,0 +1,80 @@
+"""Fixtures and guards for all tests: no network, one thread, a time limit, the tiny world."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before torch or a Hugging Face library is imported: they read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_EVALUATE_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `pytest` alone does not put the checkout there, `python -m pytest` does
+    sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+SECONDS_PER_TEST = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test that names no limit of its own gets the common one."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS_PER_TEST))
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds what the session-wide fixtures write. Tests read it; they do not write there."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tiny_world: Path) -> Path:
+    """A folder with a random two-layer BERT for question answering and its tokenizer."""
+    return tiny.tiny_bert(tiny_world / "student", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_world: Path) -> Path:
+    """Another one, with other weights and the same tokenizer."""
+    return tiny.tiny_bert(tiny_world / "teacher", seed=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_train(tiny_world: Path) -> Path:
+    """64 flat training rows."""
+    return tiny.tiny_squad(tiny_world / "train.json", rows=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_validation(tiny_world: Path) -> Path:
+    """32 validation rows in the nested layout; no passage is shared with the training rows."""
+    return tiny.tiny_squad(tiny_world / "validation.json", rows=32, nested_layout=True, seed=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_validation_v2(tiny_world: Path) -> Path:
+    """32 validation rows of which about a third has no answer."""
+    return tiny.tiny_squad(tiny_world / "validation_v2.json", rows=32, nested_layout=True, seed=3, unanswerable=0.3)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; a test that needs it is skipped where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets (../shared/data) are not on this machine")
+    return folder

@@ -1,0 +1,115 @@
+"""The README is true: its commands run, its recipe loads, its tables and its tree are those of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_accel.recipe import shipped
+from sparse_accel.recipe.schema import Recipe
+from tests import readme_tree, tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def _fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def _commands() -> list[str]:
+    blocks = "".join(_fenced("bash")).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if line.strip()]
+
+
+MAKE = [command for command in _commands() if command.startswith("make ")]
+PROGRAM = [command for command in _commands() if not command.startswith("make ")]
+
+
+def test_the_tree_is_the_projects() -> None:
+    found = readme_tree.BLOCK.search(README)
+    assert found is not None
+    assert found[0] == readme_tree.tree(), "run: python tests/readme_tree.py"
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_the_command(command: str) -> None:
+    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("text", _fenced("yaml"))
+def test_the_recipe_shown_is_a_recipe(text: str) -> None:
+    recipe = Recipe.load(text)
+    assert recipe.num_epochs == 13
+    assert not recipe.warnings
+
+
+def test_all_shipped_recipes_are_listed() -> None:
+    assert re.findall(r"^\| `(question_answering/\w+)` \|", README, re.MULTILINE) == shipped.names()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder: a checkout, data, a teacher and a pruned model, under the names that the README uses."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("sparse_accel", "launch_configs"):
+        (folder / name).symlink_to(ROOT / name)
+    tiny.tiny_squad(folder / "train.json", rows=64, seed=1)
+    tiny.tiny_squad(folder / "val.json", rows=16, seed=2)
+    tiny.tiny_bert(folder / "TEACHER_DIR", seed=1)
+    _run("sparse_accel prune TEACHER_DIR --sparsity 0.5 --output_dir PRUNED_DIR", folder)
+    recipe = shipped.find("question_answering/pruned_quant")
+    assert recipe is not None
+    shutil.copy(recipe, folder / "recipe.yaml")
+    return folder
+
+
+def _run(command: str, folder: Path) -> str:
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    finished = subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert finished.returncode == 0, f"$ {command}\n{finished.stdout}"
+    return finished.stdout
+
+
+# Each names its own output folder and none needs another's result.
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", PROGRAM)
+def test_the_command_runs_as_it_stands(command: str, desk: Path) -> None:
+    _run(command, desk)
+    output = re.search(r"--output_dir (\S+)", command)
+    if output is None:
+        assert "--help" in command
+    else:
+        assert (desk / output[1] / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_output_folder_holds_what_the_table_says(desk: Path) -> None:
+    whole = next(command for command in PROGRAM if "--distill_teacher" in command)
+    folder = "out_of_table"
+    _run(
+        whole.replace("--output_dir out ", f"--output_dir {folder} ").replace("--save_steps 1000", "--save_steps 8"),
+        desk,
+    )
+    section = README[README.index("## What you get") : README.index("## Starting it")]
+    rows = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(\S+?)`", row)]
+    assert len(names) >= 10
+    missing = [name for name in names if not list((desk / folder).glob(name))]
+    assert not missing
