@@ -227,6 +227,7 @@ def _one_of(values: Sequence[str]) -> Callable[[random.Random], str]:
 VALUES: dict[str, Callable[[random.Random], str]] = {
     "year": lambda rng: str(rng.randrange(1780, 2015)),
     "date": lambda rng: f"{rng.randrange(1, 29)} {rng.choice(_MONTHS)} {rng.randrange(1850, 2015)}",
+    "recent date": lambda rng: f"{rng.randrange(1, 29)} {rng.choice(_MONTHS)} {rng.randrange(1965, 2020)}",
     "day": lambda rng: f"{rng.choice(_MONTHS)} {rng.randrange(1, 29)}",
     "month": _one_of(_MONTHS),
     "person": _person,
@@ -595,7 +596,7 @@ DOMAINS: tuple[Domain, ...] = (
         lambda rng: f"{rng.choice(_STARS)} {rng.randrange(2, 30)}",
         (
             Fact(
-                "date",
+                "recent date",
                 ("{S} was launched on {v}.", "{S} left the Earth on {v}."),
                 ("When was {s} launched?", "On what date did {s} leave the Earth?"),
                 ("Which spacecraft was launched on {v}?",),

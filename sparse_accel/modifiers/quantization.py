@@ -63,6 +63,9 @@ def _check_observer_settings(settings: Mapping[str, Any] | None) -> Mapping[str,
     for name in settings or {}:
         if name not in _OBSERVER_SETTINGS:
             raise ValueError(f"observer setting {name!r} is not offered; only averaging_constant is")
+    constant = (settings or {}).get("averaging_constant", 1)
+    if isinstance(constant, bool) or not isinstance(constant, int | float) or not 0 < constant <= 1:
+        raise ValueError(f"averaging_constant is a number above 0 and at most 1; got {constant!r}")
     return settings
 
 

@@ -141,7 +141,7 @@ class Recipe:
         return numbers
 
     def to_yaml(self) -> str:
-        """The evaluated recipe as SparseML writes it: one list in execution order, fields by name, defaults spelled out."""
+        """The evaluated recipe as SparseML writes it: a list in execution order, fields sorted, defaults written."""
         return yaml.dump(
             {"version": _VERSION, "modifiers": list(self.modifiers)},
             Dumper=_Dumper,
@@ -342,7 +342,12 @@ def _complaint(detail: Any, tag: str, entry: Value) -> tuple[str, str]:
     place = entry.data[name].where if name in entry.data else entry.where
     if detail["type"] == "missing":
         return place, f"{tag}: the field {name!r} is missing"
-    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    message = (
+        str(detail["msg"])
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("a valid tuple", "a list")
+    )
     if name is None:
         return place, f"{tag}: {message}"
     hint = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -174,26 +175,26 @@ def check_saved(folder: Path, masks: Mapping[str, Tensor]) -> None:
                 raise InvariantError(f"{path}: {revived} pruned weights of {name} are not zero in the saved file; please report it")
 
 
-def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Table:
-    """The table at the end: scores and cost, then what the model is made of."""
-    title = f"{run.options.task.replace('_', ' ')}: {run.output_dir}"
+def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:
+    """What a person reads at the end: what the model is made of, then its scores and what they cost."""
     before = {row.kind: row.sparsity for row in run.census_at_start.kinds()}
-    layers = Table(title=title, title_justify="left")
+    layers = Table(title=f"{run.options.task.replace('_', ' ')}: {run.output_dir}", title_justify="left")
     layers.add_column("layers")
-    for column in ("parameters", "sparsity at start", "sparsity", "quantized modules"):
+    for column in ("parameters", "sparsity before", "after", "quantized"):
         layers.add_column(column, justify="right")
     for row in census.kinds():
-        quantized = str(row.quantized) if row.quantized else "-"
-        layers.add_row(row.kind, f"{row.numel:,}", f"{before.get(row.kind, 0.0):.4f}", f"{row.sparsity:.4f}", quantized)
+        share = f"{before.get(row.kind, 0.0):.2%}", f"{row.sparsity:.2%}"
+        layers.add_row(row.kind, f"{row.numel:,}", *share, f"{row.quantized} modules" if row.quantized else "-")
     layers.add_section()
-    quantized = f"{len(census.quantized_modules)} ({census.num_quantizers} tensors)" if census.quantized_modules else "-"
-    layers.add_row(
-        "prunable weights", f"{census.prunable.numel:,}", f"{run.census_at_start.sparsity:.4f}", f"{census.sparsity:.4f}", quantized
-    )
-    layers.add_section()
+    share = f"{run.census_at_start.sparsity:.2%}", f"{census.sparsity:.2%}"
+    quantized = f"{len(census.quantized_modules)} modules" if census.quantized_modules else "-"
+    layers.add_row("prunable weights", f"{census.prunable.numel:,}", *share, quantized)
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column(justify="right")
     for name, value in _facts(results):
-        layers.add_row(name, value)
-    return layers
+        facts.add_row(name, value)
+    return Group(layers, facts)
 
 
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:

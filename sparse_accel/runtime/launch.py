@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from sparse_accel.errors import LaunchError, OptionError
@@ -53,7 +53,13 @@ def _how(num_processes: int | str) -> str:
     return f"{_TWO_ON_CPU.format(n=num_processes)}; {_TWO_ON_GPU.format(n=num_processes)}"
 
 
-def check_environment(environ: Mapping[str, str]) -> None:
+def _has_gpu() -> bool:
+    import torch  # only a launch that asks for sharding waits for it; `--help` does not
+
+    return torch.accelerator.is_available()
+
+
+def check_environment(environ: Mapping[str, str], has_gpu: Callable[[], bool] = _has_gpu) -> None:
     """Refuse what can be told to go wrong before a process group is made. `environ` is the environment as the launcher
     left it. Raises LaunchError."""
     if requested_world_size(environ) is None:
@@ -69,11 +75,20 @@ def check_environment(environ: Mapping[str, str]) -> None:
         if tasks > 1:
             raise LaunchError(
                 f"srun started {tasks} copies that do not know of each other (WORLD_SIZE is not set); let srun"
-                f" start one"
-                " `accelerate launch` or torchrun per node"
+                " start one `accelerate launch` or torchrun per node"
             )
     if _is_on(environ, "ACCELERATE_USE_MEGATRON_LM"):
         raise LaunchError("Megatron-LM is not supported; launch with --multi_gpu, --use_fsdp or --use_deepspeed")
+    for variable, kind in _STRATEGIES.items():
+        # Left alone, DeepSpeed would compile an op for minutes and then train every process by itself, and FSDP would
+        # become DDP. A group that is presented as a GPU's (ACCELERATE_TORCH_DEVICE) is left to `check_launch`.
+        if _is_on(environ, variable) and not environ.get("ACCELERATE_TORCH_DEVICE") and not has_gpu():
+            n = requested_world_size(environ) or 1
+            also = " (and with ACCELERATE_USE_CPU accelerate trains plain DDP instead)" if _asks_for_cpu(environ) else ""
+            raise LaunchError(
+                f"the launch asks for {_SPOKEN[kind]}, which needs GPUs, and none was found{also}; leave it out of the"
+                f" launch: {_TWO_ON_CPU.format(n=n)}"
+            )
     compiler = environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if compiler.lower() not in ("no", ""):
         raise LaunchError(
@@ -97,7 +112,7 @@ def check_launch(
     became of it: `accelerator.num_processes`, `.distributed_type`, `.state.backend` and `.device.type`; `use_cpu` is
     whether the command itself asks for the CPU. Raises LaunchError.
     """
-    check_environment(environ)
+    check_environment(environ, lambda: True)  # what became of a wish for sharding is looked at below
     kind = str(getattr(distributed_type, "value", distributed_type))
     wanted_kind = next((kind for name, kind in _STRATEGIES.items() if _is_on(environ, name)), None)
     wanted = requested_world_size(environ) or 1
@@ -121,14 +136,14 @@ def check_launch(
             )
         if on_cpu and num_processes == 1:
             raise LaunchError(
-                f"{started}: no GPU was found, so each of the {wanted} would train alone and call itself the first."
-                f" {_TWO_ON_CPU.format(n=wanted).capitalize()}; or add --use_cpu"
+                f"{started}: no GPU was found, so each of the {wanted} would train alone and call itself the"
+                f" first; {_TWO_ON_CPU.format(n=wanted)}; or add --use_cpu"
             )
         raise LaunchError(f"{started}; {_how(wanted)}")
     if num_processes > 1 and on_cpu and not use_cpu and _launched_for_gpus(environ):
         raise LaunchError(
-            f"the launch asks for {wanted} GPUs (--multi_gpu), but no GPU was found."
-            f" {_TWO_ON_CPU.format(n=wanted).capitalize()}"
+            f"the launch asks for {wanted} GPUs (--multi_gpu), but no GPU was found;"
+            f" {_TWO_ON_CPU.format(n=wanted)}; or add --use_cpu"
         )
     if num_processes > 1:
         expected = {"cuda": ("nccl",), "cpu": ("gloo", "mpi", "ccl")}.get(device_type, ())
@@ -142,8 +157,11 @@ def check_launch(
 def _launched_for_gpus(environ: Mapping[str, str]) -> bool:
     """Whether `accelerate launch` started several processes without a word about CPUs: its --multi_gpu does. torchrun,
     which leaves the device to the program, sets none of accelerate's variables."""
-    on_cpu = _is_on(environ, "ACCELERATE_USE_CPU") or environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
-    return "ACCELERATE_MIXED_PRECISION" in environ and not on_cpu
+    return "ACCELERATE_MIXED_PRECISION" in environ and not _asks_for_cpu(environ)
+
+
+def _asks_for_cpu(environ: Mapping[str, str]) -> bool:
+    return _is_on(environ, "ACCELERATE_USE_CPU") or environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
 
 
 def _plain(kind: str) -> str:

@@ -40,10 +40,10 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
         if flag is not None:
             given[flag], sources[flag] = value, f"--{spelling}"
     entries = {entry.name: entry for entry in flag_fields()}
+    values = {name: _convert(entries[name], raw, sources[name]) for name, raw in given.items()}
     missing = [entry.name for entry in entries.values() if entry.default is MISSING and entry.name not in given]
     if missing:
         raise OptionError(f"missing: {', '.join('--' + name for name in missing)}")
-    values = {name: _convert(entries[name], raw, sources[name]) for name, raw in given.items()}
     options = _completed(TrainOptions(task=task, explicit=frozenset(values), **values))
     validate(options)
     return options

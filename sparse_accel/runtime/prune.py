@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sparse_accel.compress.census import Census, Count
 from sparse_accel.compress.masks import global_magnitude_masks, magnitude_mask
 from sparse_accel.compress.plan import prunable_parameters
 from sparse_accel.errors import ModelError, OptionError, OutputError, suggestion
+from sparse_accel.runtime.libraries import quiet_libraries
 from sparse_accel.runtime.loading import has_tokenizer
 from sparse_accel.runtime.outputs import check_disk
 from sparse_accel.runtime.sources import WEIGHT_FILES, check_source
@@ -23,40 +25,16 @@ from sparse_accel.targets import match_parameters
 
 SCOPES: Final = ("layer", "global")
 
-# Kinds of layer in the table, by what their names hold; the first that fits counts.
-_KINDS: Final[dict[str, tuple[str, ...]]] = {
-    "embeddings": ("embed", "wte", "wpe"),
-    "normalisation": ("norm", "ln_"),
-    "attention": ("attention", "attn"),
-    "feed-forward": ("intermediate", "output.dense", "ffn", "mlp", "lin1", "lin2", "fc1", "fc2"),
-    "pooler": ("pooler",),
-}
-_OTHER: Final = "head and other"
-
-
-@dataclass(frozen=True)
-class KindCount:
-    """Weights (biases left out) of one kind of layer: how many, how many of them zero, how many tensors were pruned."""
-
-    kind: str
-    weights: int
-    zeros: int
-    tensors_pruned: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros in [0, 1]."""
-        return self.zeros / self.weights if self.weights else 0.0
-
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prune` did. `pruned` counts only the tensors that were pruned, `notes` are sentences for the person."""
+    """What `prune` did: all parameters of the pruned model counted, those that were pruned alone, and notes, which are
+    sentences for the person."""
 
     output_dir: Path
     architecture: str
-    kinds: tuple[KindCount, ...]
-    pruned: KindCount
+    census: Census
+    pruned: Census
     notes: tuple[str, ...]
 
 
@@ -99,12 +77,11 @@ def prune(
     if tokenizer is None:
         notes = [*notes, f"{model} has no tokenizer, so there is none beside the pruned model"]
     _save(loaded, state, tokenizer, output)
-    counted = {name: parameters[name] for name in names if not name.endswith("bias")}
     return PruneReport(
         output,
         type(loaded).__name__,
-        _count_by_kind(counted, set(chosen)),
-        _count("pruned weights", [parameters[name] for name in chosen], len(chosen)),
+        Census.of({name: parameters[name] for name in names}),
+        Census.of({name: parameters[name] for name in chosen}),
         tuple(notes),
     )
 
@@ -130,11 +107,9 @@ def _check_request(model: str, output: Path, sparsity: float, scope: str, overwr
 def _load(source: str) -> tuple[Any, frozenset[str], list[str]]:
     """The model in the class that its config names, the parameters that the source does not hold (they were made up
     and are not saved), and notes."""
+    quiet_libraries()  # what transformers would say about missing and unexpected weights is said below
     import transformers
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one file that is read in a second needs none
-    logging.set_verbosity_error()  # what it would say about missing and unexpected weights is said below
     try:
         config = transformers.AutoConfig.from_pretrained(source)
     except Exception as error:  # transformers raises whatever its readers raise
@@ -173,7 +148,7 @@ def _encoder_weights(model: Any, prunable: Sequence[str]) -> list[str]:
     prefix = f"{model.base_model_prefix}."
     has_head = isinstance(getattr(model, model.base_model_prefix, None), nn.Module)
     inside = [name for name in prunable if not has_head or name.startswith(prefix)]
-    return [name for name in inside if _kind(name) != "pooler"]
+    return [name for name in inside if "pooler" not in name.split(".")]
 
 
 @torch.no_grad()
@@ -184,28 +159,6 @@ def _set_zeros(weights: Mapping[str, nn.Parameter], sparsity: float, scope: str)
         masks = {name: magnitude_mask(weight, sparsity) for name, weight in weights.items()}
     for name, weight in weights.items():
         weight.masked_fill_(~masks[name], 0.0)
-
-
-def _kind(name: str) -> str:
-    lowered = name.lower()
-    return next((kind for kind, marks in _KINDS.items() if any(mark in lowered for mark in marks)), _OTHER)
-
-
-def _count(kind: str, tensors: Sequence[Tensor], tensors_pruned: int) -> KindCount:
-    weights = sum(tensor.numel() for tensor in tensors)
-    nonzeros = sum(int(torch.count_nonzero(tensor)) for tensor in tensors)
-    return KindCount(kind, weights, weights - nonzeros, tensors_pruned)
-
-
-def _count_by_kind(parameters: Mapping[str, Tensor], chosen: set[str]) -> tuple[KindCount, ...]:
-    groups: dict[str, list[str]] = {}
-    for name in parameters:
-        groups.setdefault(_kind(name), []).append(name)
-    return tuple(
-        _count(kind, [parameters[name] for name in groups[kind]], sum(name in chosen for name in groups[kind]))
-        for kind in (*_KINDS, _OTHER)
-        if kind in groups
-    )
 
 
 def _load_tokenizer(source: str) -> Any | None:
@@ -250,14 +203,14 @@ def print_report(report: PruneReport) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report.architecture}, pruned by magnitude")
-    for heading in ("Layers", "Weights", "Zeros", "Sparsity", "Tensors pruned"):
+    for heading in ("Layers", "Weights", "Zeros", "Sparsity"):
         table.add_column(heading, justify="left" if heading == "Layers" else "right")
-    for row in (*report.kinds, report.pruned):
-        if row is report.pruned:
-            table.add_section()
-        table.add_row(
-            row.kind, f"{row.weights:,}", f"{row.zeros:,}", f"{row.sparsity:.2%}", str(row.tensors_pruned or "-")
-        )
+    for row in report.census.kinds():
+        table.add_row(row.kind, f"{row.numel:,}", f"{row.zeros:,}", f"{row.sparsity:.2%}")
+    table.add_section()
+    tensors = report.pruned.parameters
+    pruned = sum(tensors, Count(0, 0))
+    table.add_row(f"{len(tensors)} pruned", f"{pruned.numel:,}", f"{pruned.zeros:,}", f"{pruned.sparsity:.2%}")
     console = Console()
     console.print(table)
     for note in report.notes:

@@ -21,6 +21,7 @@ from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
+from sparse_accel.runtime.libraries import quiet_libraries
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.training import TrainState, read_window, train as run_steps
 from sparse_accel.session import Session
@@ -31,9 +32,9 @@ from sparse_accel.timeline import Clock
 
 def train(options: TrainOptions) -> None:
     """Carry out a `train` command. Raises SparseAccelError for everything that the user can put right."""
+    quiet_libraries()
     accelerator = setup.start_accelerator(options)
-    console = Console(stderr=False)
-    screen = tracking.Screen(console, is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
+    screen = tracking.Screen(Console(), is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
     run = prepare(options, accelerator, screen)
     if options.one_shot:
         apply_once(run)
@@ -204,7 +205,6 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
     )
 
-    quiet_transformers()
     tokenizer = setup.load_student_tokenizer(options)
     model, notes = setup.load_student(options, task)
     with accelerator.local_main_process_first():  # the others find the features in the cache
@@ -308,7 +308,7 @@ def refuse_hopeless_quantization(options: TrainOptions, recipe: Recipe) -> None:
     if not quantization:
         return
     where = recipe.where(quantization[0])
-    if options.one_shot and not options.num_calibration_steps:
+    if options.one_shot and not calibration_steps(options, recipe):
         raise OptionError(
             f"{where}: --one_shot with quantization needs batches to take the ranges from: give --num_calibration_steps"
         )
@@ -317,6 +317,12 @@ def refuse_hopeless_quantization(options: TrainOptions, recipe: Recipe) -> None:
             f"{where}: without --do_train a QuantizationModifier has no ranges; a trained folder brings its own, so leave "
             "--recipe out to evaluate one"
         )
+
+
+def calibration_steps(options: TrainOptions, recipe: Recipe) -> int | None:
+    """Batches that one-shot quantization takes its ranges from: the flag's, else the recipe's number."""
+    in_recipe = [modifier.num_calibration_steps for modifier in recipe.of(QuantizationModifier)]
+    return options.num_calibration_steps or next((number for number in in_recipe if number), None)
 
 
 def require_zeros(session: Session) -> None:
@@ -337,7 +343,7 @@ def apply_once(run: Run) -> None:
     session.module.eval()
     end = Clock(max(1, round((session.recipe.num_epochs or 0) + 1)), 1)
     session.recipe.on_step_start(session, end)
-    batches = _calibration_batches(run, options.num_calibration_steps or 1)
+    batches = _calibration_batches(run, calibration_steps(options, session.recipe) or 1)
     with calibrating(session.module):
         for done, micro_batch in enumerate(batches, start=1):
             session.module(**micro_batch.inputs)
@@ -351,12 +357,3 @@ def _calibration_batches(run: Run, count: int) -> Any:
     micro_batches = (batch for step in loader.steps(run.state.clock, loader.steps_per_epoch) for batch in step if batch.num_units)
     return [batch for _, batch in zip(range(count), micro_batches, strict=False)]
 
-
-def quiet_transformers() -> None:
-    """Our own messages say what a load report would."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bar()

@@ -18,6 +18,7 @@ from sparse_accel.compress.plan import CompressionPlan, needs_quantized_attentio
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
+from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.batches import StepLoader, StepSampler
@@ -98,6 +99,8 @@ def overruled_flags(options: TrainOptions, recipe: Recipe) -> list[str]:
         ]
         if given:
             warnings.append(f"the recipe's {names} takes the place of {', '.join(given)}")
+    if not options.one_shot and any(modifier.num_calibration_steps for modifier in recipe.of(QuantizationModifier)):
+        warnings.append("the recipe's num_calibration_steps counts with --one_shot only: in training, ranges follow the training batches")
     if recipe.of(SetWeightDecayModifier) and "weight_decay" in options.explicit:
         warnings.append(f"the recipe's SetWeightDecayModifier takes the place of --weight_decay {options.weight_decay:g}")
     return warnings

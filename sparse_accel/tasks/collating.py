@@ -18,13 +18,15 @@ class Collator:
     """Pads a list of features to one length.
 
     That is `max_length` when `pad_to_max_length`, else the length of the longest among them, rounded up to a multiple
-    of 8 but never beyond `max_length`. `pad_values` names the token columns and what fills them.
+    of 8 but never beyond `max_length`. `pad_values` names the token columns and what fills them; all other columns are
+    labels, and those in `position_labels` count tokens, so that padding on the left moves them.
     """
 
     pad_values: Mapping[str, int]
     max_length: int
     pad_to_max_length: bool
     padding_side: str = "right"
+    position_labels: tuple[str, ...] = ()
 
     def __call__(self, features: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
         """int64 tensors: each token column [B, S], `attention_mask` [B, S] with 1 on tokens, each label [B]."""
@@ -43,6 +45,8 @@ class Collator:
         batch["attention_mask"] = mask
         for name in (name for name in features[0] if name not in self.pad_values):
             batch[name] = np.array([feature[name] for feature in features], dtype=np.int64)
+            if name in self.position_labels:
+                batch[name] += np.array(starts)
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
     def _rounded(self, longest: int) -> int:

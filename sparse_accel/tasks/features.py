@@ -94,7 +94,7 @@ def load_features(path: Path) -> Features | None:
     """Features from a file of `save_features`; None when it is absent or damaged, as its checksums tell."""
     groups: dict[str, dict[str, np.ndarray]] = {"tokens": {}, "labels": {}, "facts": {}, "extra": {}}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             bounds = archive["bounds"]
             for key in archive.files:
                 if "/" in key:

@@ -86,9 +86,9 @@ def cut_windows(questions: Sequence[Question], spec: WindowSpec, num_workers: in
 
 
 def _cut_all(chunks: list[Sequence[Question]], spec: WindowSpec, num_workers: int | None) -> Iterator[Windows]:
+    cutter = Cutter(spec)  # in every case: a spec that cannot work is an error of this process
     num_workers = min(num_workers or 1, len(chunks))
     if num_workers <= 1:
-        cutter = Cutter(spec)
         yield from map(cutter, chunks)
         return
     # Spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang.
@@ -250,13 +250,15 @@ def answer_span(
     """First and last token (inclusive) of the characters `start` to `end` (exclusive), None when the window lacks some.
 
     The last token that begins at or before `start`, and the first that ends at or after `end`, within the context.
+    Where one character is the whole answer and has several tokens (byte-level tokenizers), they cross, and are put in
+    order.
     """
     first, last = region
     if offsets[first][0] > start or offsets[last - 1][1] < end:
         return None
     start_token = bisect_right(offsets, start, first, last, key=lambda span: span[0]) - 1
     end_token = bisect_left(offsets, end, first, last, key=lambda span: span[1])
-    return start_token, end_token
+    return min(start_token, end_token), max(start_token, end_token)
 
 
 def window_spec(tokenizer: Any, *, max_length: int, stride: int, labels: bool) -> WindowSpec:

@@ -57,7 +57,9 @@ class QuestionAnswering:
         if spec.token_types:
             pad_values["token_type_ids"] = tokenizer.pad_token_type_id
         return TaskData(
-            collate=Collator(pad_values, max_length, bool(options.pad_to_max_length), tokenizer.padding_side),
+            collate=Collator(
+                pad_values, max_length, bool(options.pad_to_max_length), tokenizer.padding_side, self.label_keys
+            ),
             train=train.features if train is not None else None,
             validation=validation,
             test=test,
@@ -144,13 +146,13 @@ class _Loader:
         bad = BadRows(self.options.on_bad_rows)
         examples, notes = check_rows(rows, bad, answers=self._answers_wanted(name))
         self.notes.extend(notes)
+        examples = examples[:max_samples]
         unanswered = sum(not example.answer_texts for example in examples)
         if name == "train" and unanswered and not self.options.version_2_with_negative:
             self.notes.append(
                 f"{source}: {unanswered} of {len(examples)} questions have no answer; the model learns to point at the "
                 "first token for them, but it may only answer nothing with --version_2_with_negative"
             )
-        examples = examples[:max_samples]
         examples, features = self._features(examples, bad, labels=name == "train")
         if bad.messages:
             self.notes.append(bad.note(source))

@@ -69,7 +69,7 @@ def check_rows(rows: Sequence[Row], bad: BadRows, *, answers: str) -> tuple[list
     bad rows and repeated ids as `bad` says, and when no row is left.
     """
     source = rows[0].where.split(": ")[0]
-    columns, notes = _columns_of(next((row for row in rows if row.problem is None), rows[0]), answers)
+    columns, notes = _columns_of(_typical(rows), answers)
     contexts: dict[str, str] = {}
     examples: list[Example] = []
     seen: dict[str, str] = {}
@@ -90,6 +90,14 @@ def check_rows(rows: Sequence[Row], bad: BadRows, *, answers: str) -> tuple[list
     if not examples:
         raise DataError(f"{source}: no usable row is left: {'; '.join(bad.messages[:NUM_ROWS_NAMED])}")
     return examples, notes
+
+
+def _typical(rows: Sequence[Row]) -> Row:
+    """The first row that has the usual columns, else the first that has any: the others are measured by it."""
+    whole = [row for row in rows if row.problem is None]
+    if not whole:
+        raise DataError(f"{rows[0].where}: {rows[0].problem}")
+    return next((row for row in whole if {"question", "context"} <= row.values.keys()), whole[0])
 
 
 def _columns_of(row: Row, answers: str) -> tuple[_Columns, list[str]]:

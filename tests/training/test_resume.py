@@ -1,0 +1,128 @@
+"""Killed anywhere and resumed, a run ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_accel.errors import OutputError
+from tests import running
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return running.tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return running.run(world, tmp_path_factory.mktemp("unbroken") / "out")
+
+
+# 4 steps an epoch: before quantization, at its first step, in its first epoch, with fixed ranges.
+@pytest.mark.parametrize("stop", [2, 4, 6, 9])
+def test_a_run_that_stopped_anywhere_ends_with_the_same_bits(
+    world: dict[str, Any], unbroken: Path, tmp_path: Path, stop: int
+) -> None:
+    out = tmp_path / "out"
+    running.run(world, out, max_steps=stop)
+    running.run(world, out)
+    assert running.differing(unbroken, out) == []
+    assert running.results(out) == running.results(unbroken)
+    assert running.log(out) == running.log(unbroken)
+    assert (out / "eval_predictions.json").read_bytes() == (unbroken / "eval_predictions.json").read_bytes()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kill_after", [3, 5, 9])
+def test_a_killed_process_resumes_by_itself(
+    world: dict[str, Any], unbroken: Path, tmp_path: Path, kill_after: int
+) -> None:
+    """SIGKILL after `kill_after` logged steps, checkpoints every second step."""
+    out = tmp_path / "out"
+    words = running.command(world, out, save_steps=2)
+    process = running.start(words)
+    log = out / "train_log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and len(log.read_text().splitlines()) >= kill_after:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert not (out / "model.safetensors").exists()
+    again = running.start(words)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert "resuming this command" in output
+    assert running.differing(unbroken, out) == []
+    assert running.results(out) == running.results(unbroken)
+
+
+def test_a_finished_run_started_again_ends_with_the_same_bits(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out")
+    running.run(world, out)
+    assert running.differing(unbroken, out) == []
+
+
+def test_a_half_written_checkpoint_is_never_resumed_from(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    running.run(world, out, max_steps=6, save_steps=3)
+    torn = out / "checkpoint-6"
+    (torn / "trainer_state.json").unlink()
+    running.run(world, out)
+    assert running.differing(unbroken, out) == []
+
+
+def test_another_command_is_refused_and_the_folder_left_alone(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", max_steps=2)
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    with pytest.raises(OutputError, match=r"another command \(seed: 42 there, 43 now\)"):
+        running.run(world, out, seed=43)
+    with pytest.raises(OutputError, match="another command .recipe: "):
+        running.run(world, out, recipe_args=running.QUANT_ARGS.replace("1e-3", "1e-4"))
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+def test_a_folder_of_somebody_elses_is_refused(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="not written by this command"):
+        running.run(world, tmp_path / "out")
+
+
+def test_starting_anew_removes_only_what_was_ours(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", max_steps=2)
+    (out / "notes.txt").write_text("mine")
+    (out / "checkpoint-77").mkdir()
+    (out / "checkpoint-77" / "weights").write_text("mine too")
+    running.run(world, out, max_steps=1, seed=43, overwrite_output_dir=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "checkpoint-77" / "weights").read_text() == "mine too"
+    assert not (out / "checkpoint-2").exists() and (out / "checkpoint-1").is_dir()
+
+
+def test_only_the_newest_checkpoints_are_kept(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", save_steps=2, save_total_limit=2)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_a_checkpoint_opens_with_plain_transformers(world: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForQuestionAnswering
+
+    out = running.run(world, tmp_path / "out", max_steps=3)
+    model, info = AutoModelForQuestionAnswering.from_pretrained(out / "checkpoint-3", output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_a_named_checkpoint_is_continued_elsewhere(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    first = running.run(world, tmp_path / "first", max_steps=5)
+    out = running.run(world, tmp_path / "second", resume_from_checkpoint=str(first / "checkpoint-5"))
+    assert running.differing(unbroken, out) == []
+    assert json.loads((out / "all_results.json").read_text())["epoch"] == 3.0

@@ -1,0 +1,79 @@
+"""Which features form which step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_accel.runtime.batches import StepSampler
+
+sizes = st.integers(1, 70)
+small = st.integers(1, 5)
+
+
+def features_of_step(num_features: int, micro: int, accumulation: int, world_size: int, index: int, seed: int = 3) -> list[int]:
+    samplers = [StepSampler(num_features, micro, accumulation, seed, rank, world_size) for rank in range(world_size)]
+    order = samplers[0].order(0)
+    return sorted(int(f) for s in samplers for part in s.micro_batches(order, index) for f in part)
+
+
+@given(sizes, small, small, small)
+def test_an_epoch_gives_every_feature_once(num_features: int, micro: int, accumulation: int, world_size: int) -> None:
+    steps = StepSampler(num_features, micro, accumulation, 3, 0, world_size).steps_per_epoch
+    seen = [f for index in range(steps) for f in features_of_step(num_features, micro, accumulation, world_size, index)]
+    assert sorted(seen) == list(range(num_features))
+
+
+@given(sizes, small, small, small)
+def test_steps_an_epoch_are_batches_per_rank_over_accumulation_rounded_up(
+    num_features: int, micro: int, accumulation: int, world_size: int
+) -> None:
+    sampler = StepSampler(num_features, micro, accumulation, 3, 0, world_size)
+    assert sampler.steps_per_epoch == math.ceil(math.ceil(num_features / (micro * world_size)) / accumulation)
+
+
+@given(sizes, small, small, small)
+def test_all_ranks_have_equally_many_micro_batches(num_features: int, micro: int, accumulation: int, world_size: int) -> None:
+    samplers = [StepSampler(num_features, micro, accumulation, 3, rank, world_size) for rank in range(world_size)]
+    order = samplers[0].order(1)
+    for index in range(samplers[0].steps_per_epoch):
+        parts = [sampler.micro_batches(order, index) for sampler in samplers]
+        assert len({len(part) for part in parts}) == 1
+        assert all(len(batch) <= micro for part in parts for batch in part)
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "world_size"), [(1, 16, 1), (4, 4, 1), (4, 2, 2), (2, 2, 4)])
+def test_a_step_holds_the_same_features_however_it_is_split(micro: int, accumulation: int, world_size: int) -> None:
+    for index in range(5):
+        assert features_of_step(70, micro, accumulation, world_size, index) == features_of_step(70, 16, 1, 1, index)
+
+
+def test_epochs_have_different_orders_and_the_same_epoch_the_same() -> None:
+    sampler = StepSampler(50, 4, 2, 7)
+    assert not np.array_equal(sampler.order(0), sampler.order(1))
+    assert np.array_equal(sampler.order(1), StepSampler(50, 4, 2, 7).order(1))
+    assert not np.array_equal(sampler.order(0), StepSampler(50, 4, 2, 8).order(0))
+
+
+def test_grouping_by_length_keeps_every_feature_and_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(20, 380, 1000)
+    plain, grouped = StepSampler(1000, 8, 2, 0), StepSampler(1000, 8, 2, 0, lengths=lengths)
+    assert sorted(grouped.order(0)) == list(range(1000))
+
+    def padded(sampler: StepSampler) -> int:
+        order = sampler.order(0)
+        parts = [part for index in range(sampler.steps_per_epoch) for part in sampler.micro_batches(order, index)]
+        return sum(len(part) * lengths[part].max() for part in parts)
+
+    assert padded(grouped) < 1.1 * lengths.sum() < 1.5 * lengths.sum() < padded(plain)
+
+
+def test_dropping_the_last_batch_leaves_whole_ones_only() -> None:
+    sampler = StepSampler(21, 4, 2, 0, drop_last=True)
+    order = sampler.order(0)
+    parts = [part for index in range(sampler.steps_per_epoch) for part in sampler.micro_batches(order, index)]
+    assert [len(part) for part in parts] == [4] * 5

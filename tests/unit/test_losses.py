@@ -1,0 +1,89 @@
+"""Distillation loss: SparseML's formula, and what masking adds to it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_accel.compress.losses import kl_divergence
+
+
+def logits(*shape: int, seed: int) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * KL summed over everything, over (numel / last dim), as SparseML writes it."""
+    total = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        log_target=True,
+        reduction="sum",
+    )
+    return total * temperature**2 / (student.numel() / student.shape[-1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=st.sampled_from([(4, 16), (3, 5, 7), (1, 2)]), temperature=st.floats(0.5, 20.0), seed=st.integers(0, 999))
+def test_without_a_mask_it_is_sparsemls_value(shape: tuple[int, ...], temperature: float, seed: int) -> None:
+    student, teacher = logits(*shape, seed=seed), logits(*shape, seed=seed + 1000)
+    torch.testing.assert_close(kl_divergence(student, teacher, temperature), reference(student, teacher, temperature))
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 999))
+def test_masked_positions_are_as_if_they_were_not_there(lengths: list[int], seed: int) -> None:
+    student, teacher = logits(len(lengths), 12, seed=seed), logits(len(lengths), 12, seed=seed + 1000)
+    keep = torch.arange(12) < torch.tensor(lengths).unsqueeze(1)
+    cut = [
+        reference(s[:length].unsqueeze(0), t[:length].unsqueeze(0), 5.0)
+        for s, t, length in zip(student, teacher, lengths, strict=True)
+    ]
+    torch.testing.assert_close(kl_divergence(student, teacher, 5.0, keep), torch.stack(cut).mean())
+
+
+def test_masked_positions_may_hold_anything_and_get_no_gradient() -> None:
+    keep = torch.tensor([[True, True, False, True], [True, False, False, True]])
+    student = logits(2, 4, seed=1).masked_fill(~keep, -torch.inf).requires_grad_()
+    teacher = logits(2, 4, seed=2).masked_fill(~keep, torch.nan)
+    loss = kl_divergence(student, teacher, 2.0, keep)
+    loss.backward()
+    assert student.grad is not None
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+    assert (student.grad[~keep] == 0).all()
+    assert (student.grad[keep] != 0).all()
+
+
+def test_a_row_mask_counts_kept_rows_only() -> None:
+    student, teacher = logits(2, 3, 5, seed=1), logits(2, 3, 5, seed=2)
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    expected = reference(student[keep], teacher[keep], 2.0)
+    torch.testing.assert_close(kl_divergence(student, teacher, 2.0, keep), expected)
+
+
+def test_with_nothing_kept_the_loss_is_zero_and_so_is_its_gradient() -> None:
+    student = logits(2, 4, seed=1).requires_grad_()
+    loss = kl_divergence(student, logits(2, 4, seed=2), 2.0, torch.zeros(2, 4, dtype=torch.bool))
+    loss.backward()
+    assert student.grad is not None
+    assert loss.item() == 0.0
+    assert (student.grad == 0).all()
+
+
+def test_equal_logits_have_no_divergence_and_the_teacher_no_gradient() -> None:
+    both = logits(2, 4, seed=1).requires_grad_()
+    student = both.detach().clone().requires_grad_()
+    loss = kl_divergence(student, both, 2.0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert both.grad is None
+
+
+def test_half_precision_logits_are_compared_in_float32() -> None:
+    student, teacher = logits(2, 8, seed=1).bfloat16(), logits(2, 8, seed=2).bfloat16()
+    loss = kl_divergence(student, teacher, 2.0)
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss, reference(student.float(), teacher.float(), 2.0))
