@@ -74,6 +74,12 @@ class Session:
     trackers: list[Any] = field(default_factory=list)
     reduce_max: Callable[[Tensor], Tensor] = lambda tensor: tensor
     reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    # The inputs that the student's forward takes; a batch may hold more, for the teacher.
+    accepts: frozenset[str] = frozenset()
     # Learning rate and weight decay of each param_group where no modifier speaks: what the flags say.
     base_lr: Callable[[int], float] = lambda step: 0.0
     base_weight_decay: list[float] = field(default_factory=list)
+
+    def student_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of a batch that the student's forward takes."""
+        return {name: value for name, value in batch.items() if name in self.accepts}

@@ -255,10 +255,12 @@ class _DemoState:
         path, wanted = folder / _STATE_FILE, asdict(settings)
         if path.is_file():
             document = json.loads(path.read_text("utf-8"))
-            if document["settings"] != wanted:
-                raise OutputError(
-                    f"{folder} holds a demo with other settings ({document['settings']}); name another --output_dir"
+            differing = [name for name in wanted if document["settings"].get(name) != wanted[name]]
+            if differing:
+                shown = ", ".join(
+                    f"{name} {document['settings'].get(name)} there, {wanted[name]} now" for name in differing
                 )
+                raise OutputError(f"{folder} holds a demo with other settings ({shown}); name another --output_dir")
             return cls(path, wanted, document["seconds"])
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not a demo's folder; name another --output_dir")

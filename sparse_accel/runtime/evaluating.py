@@ -60,7 +60,7 @@ def predict(session: Session, split: Split, collate: Any, *, on_batch: OnBatch |
     for done, (indices, batch) in enumerate(zip(batches, loader, strict=True), start=1):
         inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         with evaluation_precision(options, accelerator.device):
-            outputs = model(**inputs)
+            outputs = model(**session.student_inputs(inputs))
         kept = {key: outputs[key] for key in session.task.output_keys}
         own.append((indices, session.task.unpad(kept, inputs["attention_mask"])))
         if on_batch is not None:

@@ -219,6 +219,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         finishing.load_ranges(options.model_name_or_path, model)
     bytes_of_checkpoint = checkpoint.checkpoint_bytes(model, 0.0 if options.optim == "sgd" else 2.0)
 
+    accepts = setup.accepted_inputs(model)
+
     optimizer = setup.build_optimizer(options, model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
     loader = None
@@ -253,6 +255,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         teacher=teacher,
         reduce_max=reduce_max,
         reduce_sum=reduce_sum,
+        accepts=accepts,
         base_lr=setup.flag_learning_rate(options, recipe, total_steps),
         base_weight_decay=base_weight_decay,
     )
@@ -346,7 +349,7 @@ def apply_once(run: Run) -> None:
     batches = _calibration_batches(run, calibration_steps(options, session.recipe) or 1)
     with calibrating(session.module):
         for done, micro_batch in enumerate(batches, start=1):
-            session.module(**micro_batch.inputs)
+            session.module(**session.student_inputs(micro_batch.inputs))
             end_step(session.module, session.reduce_max)
             run.screen.step(done, "calibrating")
     require_zeros(session)

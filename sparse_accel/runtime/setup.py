@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable
@@ -142,6 +143,15 @@ def max_positions(model: Any) -> int | None:
     return positions
 
 
+def accepted_inputs(model: Any) -> frozenset[str]:
+    """What the model's forward can be given. Segment ids are none of it for a model that knows one segment only: a
+    tokenizer of another family may give them, and RoBERTa's kind then looks up a row that is not there."""
+    names = set(inspect.signature(model.forward).parameters)
+    if getattr(model.config, "type_vocab_size", 2) < 2:
+        names.discard("token_type_ids")
+    return frozenset(names)
+
+
 def load_teacher(
     options: TrainOptions, recipe: Recipe, task: Any, student: Any, tokenizer: Any, accelerator: Accelerator
 ) -> tuple[Teacher | None, str | None]:
@@ -151,6 +161,7 @@ def load_teacher(
     """
     distils = bool(recipe.of(DistillationModifier))
     wish = options.distill_teacher
+    labels = frozenset(task.label_keys)
     if not distils:
         if wish not in (None, "disable"):
             raise OptionError(f"--distill_teacher {wish} is given, but the recipe has no DistillationModifier; add one, or leave the flag out")
@@ -163,7 +174,7 @@ def load_teacher(
     if wish == "disable":
         return None, "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used"
     if wish == "self":
-        return ReplicatedTeacher(frozen_copy(student), accelerator), "the teacher is a frozen copy of the model as loaded"
+        return ReplicatedTeacher(frozen_copy(student), accelerator, accepted_inputs(student) - labels), "the teacher is a frozen copy of the model as loaded"
     teacher, missing = load_model(wish, task, options, "--distill_teacher")
     if missing:
         raise ModelError(
@@ -172,7 +183,7 @@ def load_teacher(
         )
     teacher_tokenizer = load_tokenizer(wish, options, "--distill_teacher") if has_tokenizer(wish) else None
     check_teacher(teacher, student, teacher_tokenizer, tokenizer, wish, options.max_seq_length)
-    return ReplicatedTeacher(teacher, accelerator), None
+    return ReplicatedTeacher(teacher, accelerator, accepted_inputs(teacher) - labels), None
 
 
 def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,17 +11,14 @@ from torch import Tensor, nn
 
 from sparse_accel.errors import ModelError
 
-# Labels would only make the teacher compute a loss that nobody reads.
-_LABELS = {"start_positions", "end_positions", "labels"}
-
-
 class ReplicatedTeacher:
-    """A whole teacher on every rank."""
+    """A whole teacher on every rank. `accepted` are the inputs that it is given: no labels, which would only make it
+    compute a loss that nobody reads."""
 
-    def __init__(self, model: nn.Module, accelerator: Any) -> None:
+    def __init__(self, model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> None:
         self.model = model.to(accelerator.device).eval().requires_grad_(False)
         self.accelerator = accelerator
-        self.accepted = set(inspect.signature(model.forward).parameters) - _LABELS
+        self.accepted = accepted
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -61,7 +61,7 @@ def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
         step_units = session.reduce_sum(torch.tensor(float(sum(m.num_units for m in micro_batches)), device=accelerator.device))
         for index, micro_batch in enumerate(micro_batches):
             with micro_step(session, is_last=index == len(micro_batches) - 1):
-                outputs = model(**micro_batch.inputs)
+                outputs = model(**session.student_inputs(micro_batch.inputs))
                 terms = LossTerms.task(outputs["loss"])
                 terms = recipe.on_loss(terms, micro_batch.inputs, outputs, session, clock)
                 # DDP averages over ranks, so each rank's part is weighted by world_size over all units of the step.
@@ -104,7 +104,7 @@ def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
     with calibrating(session.module):
         for micro_batch in micro_batches:
             if micro_batch.num_units:
-                session.module(**micro_batch.inputs)
+                session.module(**session.student_inputs(micro_batch.inputs))
     end_calibration(session.module, session.reduce_max)
     session.model.train()
 
