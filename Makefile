@@ -33,10 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(VENV)/bin/sparse_accel demo --output_dir demo_run
+	$(VENV)/bin/sparse_accel demo --output_dir runs/demo
 
 test: $(STAMP)
 	$(VENV)/bin/python tests/check.py
 
 clean:
-	rm -rf $(VENV) demo_run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs/demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

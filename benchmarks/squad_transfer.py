@@ -69,7 +69,17 @@ def main() -> None:
     for sparsity in sorted({arm.sparsity for arm in STUDENTS}):
         target = out / f"pruned{sparsity:.0%}".rstrip("%")
         if not target.is_dir():
-            run([script("sparse_accel"), "prune", str(out / "encoder"), "--sparsity", str(sparsity), "--output_dir", str(target)])
+            run(
+                [
+                    script("sparse_accel"),
+                    "prune",
+                    str(out / "encoder"),
+                    "--sparsity",
+                    str(sparsity),
+                    "--output_dir",
+                    str(target),
+                ]
+            )
     cores = len(os.sched_getaffinity(0))
     train(TEACHER, arguments, cores)
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -93,7 +103,12 @@ def flat_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 answers = {key: [answer[key] for answer in question["answers"]] for key in ("text", "answer_start")}
-                yield {"id": question["id"], "context": paragraph["context"], "question": question["question"], "answers": answers}
+                yield {
+                    "id": question["id"],
+                    "context": paragraph["context"],
+                    "question": question["question"],
+                    "answers": answers,
+                }
 
 
 def train(arm: Arm, arguments: argparse.Namespace, threads: int) -> None:
@@ -127,7 +142,9 @@ def run(command: list[str], log: Path | None = None) -> None:
     print(f"$ {shlex.join(command)}", flush=True)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with open(log or os.devnull, "a", encoding="utf-8") as file:
-        finished = subprocess.run(command, cwd=ROOT, env=environment, stdout=file if log else None, stderr=subprocess.STDOUT if log else None)
+        finished = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=file if log else None, stderr=subprocess.STDOUT if log else None
+        )
     if finished.returncode:
         sys.exit(f"exit code {finished.returncode}{f', see {log}' if log else ''}")
 
@@ -142,7 +159,12 @@ def report(out: Path, arguments: argparse.Namespace) -> None:
     rows = []
     for arm in [TEACHER, *sorted(STUDENTS, key=lambda arm: arm.name)]:
         results = json.loads((out / arm.name / "all_results.json").read_text("utf-8"))
-        rows.append({"arm": arm.title, **{key: results[key] for key in ("eval_f1", "eval_exact_match", "train_loss", "train_runtime")}})
+        rows.append(
+            {
+                "arm": arm.title,
+                **{key: results[key] for key in ("eval_f1", "eval_exact_match", "train_loss", "train_runtime")},
+            }
+        )
     document = {
         "command": shlex.join(["python", "benchmarks/squad_transfer.py", *sys.argv[1:]]),
         "questions": arguments.questions,
@@ -151,7 +173,10 @@ def report(out: Path, arguments: argparse.Namespace) -> None:
     }
     (out / "results.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     lines = ["| run | F1 | EM | training s |", "|---|---:|---:|---:|"]
-    lines += [f"| {row['arm']} | {row['eval_f1']:.2f} | {row['eval_exact_match']:.2f} | {row['train_runtime']:.0f} |" for row in rows]
+    lines += [
+        f"| {row['arm']} | {row['eval_f1']:.2f} | {row['eval_exact_match']:.2f} | {row['train_runtime']:.0f} |"
+        for row in rows
+    ]
     (out / "results.md").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
 

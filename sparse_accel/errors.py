@@ -1,14 +1,14 @@
 """The errors that a person reads.
 
-    SparseAccelError            bad input: one message, exit code 2
-    ├── OptionError             a command-line option or an argument file
-    ├── RecipeError             a recipe: carries file:line
-    │   └── TargetError         a target that matches no parameter or module
-    ├── DataError               a data file or one of its rows
-    ├── ModelError              a model, teacher or tokenizer folder
-    ├── LaunchError             the launch is not what was asked for
-    ├── OutputError             the output folder or the disk
-    └── InvariantError          training broke a promise (a revived zero, a non-finite loss); exit code 3
+SparseAccelError            bad input: one message, exit code 2
+├── OptionError             a command-line option or an argument file
+├── RecipeError             a recipe: carries file:line
+│   └── TargetError         a target that matches no parameter or module
+├── DataError               a data file or one of its rows
+├── ModelError              a model, teacher or tokenizer folder
+├── LaunchError             the launch is not what was asked for
+├── OutputError             the output folder or the disk
+└── InvariantError          training broke a promise (a revived zero, a non-finite loss); exit code 3
 """
 
 from __future__ import annotations

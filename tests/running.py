@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tests.tiny import tiny_bert, tiny_squad
 
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.run import train
+from tests.tiny import tiny_bert, tiny_squad
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,11 @@ def tiny_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: 
 
 def run(options: dict[str, Any], output_dir: Path, **changes: Any) -> Path:
     """Carry out the command in this process; a value of None takes an option away. Returns the output folder."""
-    flags = {name: value for name, value in {**options, **changes, "output_dir": str(output_dir)}.items() if value is not None}
+    flags = {
+        name: value
+        for name, value in {**options, **changes, "output_dir": str(output_dir)}.items()
+        if value is not None
+    }
     try:
         train(load_options("question_answering", {name: str(value) for name, value in flags.items()}))
     finally:
@@ -82,7 +86,9 @@ def start(words: list[str], *launcher: str, **environment: str) -> subprocess.Po
     """A real process from the checkout's root."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     prefix = list(launcher) or [sys.executable, "-m", "sparse_accel"]
-    return subprocess.Popen([*prefix, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*prefix, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -107,7 +113,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def differing(one: Path, other: Path) -> list[str]:
     """Names of the tensors in which two output folders are not equal to the last bit."""
     ours, theirs = tensors(one), tensors(other)
-    return sorted({*ours} ^ {*theirs}) + [name for name in ours if name in theirs and not torch.equal(ours[name], theirs[name])]
+    return sorted({*ours} ^ {*theirs}) + [
+        name for name in ours if name in theirs and not torch.equal(ours[name], theirs[name])
+    ]
 
 
 def largest_difference(one: Path, other: Path) -> float:

@@ -16,7 +16,7 @@ from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalis
 from sparse_accel.errors import LaunchError, OptionError
 from sparse_accel.runtime.launch import check_environment, requested_world_size
 from sparse_accel.runtime.option_parsing import canonical, load_options
-from sparse_accel.runtime.options import flag_fields, flag_names, is_switch, kind_name
+from sparse_accel.runtime.options import BOOLEAN_WORDS, TRUE_WORDS, flag_fields, flag_names, is_switch, kind_name
 
 # typer carries its own click, whose base class of usage errors is public only through its children.
 UsageError: Final[type[Any]] = typer.BadParameter.__mro__[2]
@@ -254,7 +254,9 @@ def _native_switches(words: list[str], line: CommandLine) -> list[str]:
         name, _, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in switches:
             kept.append(word)
-        elif value.lower() in ("true", "yes", "y", "t", "1", "on"):
+        elif value.lower() not in BOOLEAN_WORDS:
+            raise OptionError(f"--{name}: expected True|False, got {value!r}")
+        elif value.lower() in TRUE_WORDS:
             kept.append(f"--{name}")
     return kept
 
@@ -267,7 +269,9 @@ def run_command(argv: list[str], speaks: bool) -> int:
             print(f"sparse_accel {sparse_accel.__version__}")
         return 0
     words = parse(argv)
-    if words[-1:] == ["--help"] or "--help" in words:
-        if not speaks:
-            return 0
-    return app(words, prog_name="sparse_accel", standalone_mode=False) or 0
+    if "--help" in words and not speaks:
+        return 0
+    code: int = app(words, prog_name="sparse_accel", standalone_mode=False) or 0
+    if code == 130:  # what typer makes of an interrupt: no command returns it
+        raise KeyboardInterrupt
+    return code

@@ -68,7 +68,12 @@ class Modifier(BaseModel):
         """State what should hold now."""
 
     def on_loss(
-        self, terms: LossTerms, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor], session: Session, clock: Clock
+        self,
+        terms: LossTerms,
+        batch: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        session: Session,
+        clock: Clock,
     ) -> LossTerms:
         """Once per micro-batch: add to the loss or reweigh it."""
         return terms

@@ -146,7 +146,7 @@ class StepLoader:
         # The explicit generator keeps the loader from drawing a seed from the global one, whose state dropout needs.
         return DataLoader(
             FeatureSet(self.features),
-            batch_sampler=index_lists,  # type: ignore[arg-type]
+            batch_sampler=index_lists,
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

@@ -1,11 +1,11 @@
 """Checkpoints: written whole under a temporary name, then renamed; read back to the bit.
 
-    checkpoint-N/
-      model.safetensors            stored weights, masks and ranges (the keys of the model in training)
-      optimizer.safetensors        `<parameter name>/<state name>` -> tensor
-      rank-<rank>.safetensors      each rank's random state and running sums
-      trainer_state.json           the clock, best metric, log so far
-      compression_plan.json, recipe.yaml, config.json, tokenizer files
+checkpoint-N/
+  model.safetensors            stored weights, masks and ranges (the keys of the model in training)
+  optimizer.safetensors        `<parameter name>/<state name>` -> tensor
+  rank-<rank>.safetensors      each rank's random state and running sums
+  trainer_state.json           the clock, best metric, log so far
+  compression_plan.json, recipe.yaml, config.json, tokenizer files
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ def load(session: Session, checkpoint: Path, last_step: int) -> TrainState:
     """
     document = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
     if document.get("sparse_accel_checkpoint") != FORMAT:
-        raise OutputError(f"{checkpoint}: {STATE_FILE} is not of this program (format {document.get('sparse_accel_checkpoint')})")
+        raise OutputError(
+            f"{checkpoint}: {STATE_FILE} is not of this program (format {document.get('sparse_accel_checkpoint')})"
+        )
     spe = session.loader.steps_per_epoch
     if document["steps_per_epoch"] != spe:
         raise OutputError(
@@ -288,4 +290,3 @@ def checkpoint_bytes(session_module: torch.nn.Module, trainable_share: float = 2
     stored = sum(tensor.numel() * tensor.element_size() for tensor in session_module.state_dict().values())
     moments = sum(p.numel() * p.element_size() for p in session_module.parameters() if p.requires_grad)
     return stored + int(trainable_share * moments)
-

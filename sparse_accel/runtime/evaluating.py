@@ -35,7 +35,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def predict(session: Session, split: Split, collate: Any, *, on_batch: OnBatch | None = None) -> dict[str, list[np.ndarray]]:
+def predict(
+    session: Session, split: Split, collate: Any, *, on_batch: OnBatch | None = None
+) -> dict[str, list[np.ndarray]]:
     """The model's outputs for every feature of `split`, fp32, without padding, in its order; on every rank.
 
     Runs the unwrapped module: ranks may have unequal numbers of batches, so no collective may run in its forward.
@@ -51,7 +53,7 @@ def predict(session: Session, split: Split, collate: Any, *, on_batch: OnBatch |
     )
     loader = DataLoader(
         FeatureSet(split.features),
-        batch_sampler=[batch.tolist() for batch in batches],  # type: ignore[arg-type]
+        batch_sampler=[batch.tolist() for batch in batches],
         collate_fn=collate,
         num_workers=options.dataloader_num_workers,
         generator=torch.Generator(),
@@ -83,7 +85,9 @@ def evaluation_precision(options: Any, device: torch.device) -> contextlib.Abstr
     return contextlib.nullcontext()
 
 
-def evaluate(session: Session, split: Split, collate: Any, *, prefix: str, on_batch: OnBatch | None = None) -> Evaluation:
+def evaluate(
+    session: Session, split: Split, collate: Any, *, prefix: str, on_batch: OnBatch | None = None
+) -> Evaluation:
     """Score the model as it is on `split`; computed on the main process, given to all."""
     started = time.perf_counter()
     outputs = predict(session, split, collate, on_batch=on_batch)

@@ -90,7 +90,9 @@ def finish(run: Run) -> None:
         if options.do_train:
             check_saved(run.output_dir, masks)
         if unused and current_is_active(run):
-            run.screen.warn(f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task")
+            run.screen.warn(
+                f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task"
+            )
         run.screen.console.print(summary(run, census, results))
         if options.do_train:
             run.screen.say(f"written to {run.output_dir}")
@@ -102,7 +104,7 @@ def current_is_active(run: Run) -> bool:
 
     clock = run.state.clock
     return run.options.one_shot or any(
-        clock.has_reached((modifier.start_epoch or 0.0)) for modifier in run.session.recipe.of(QuantizationModifier)
+        clock.has_reached(modifier.start_epoch or 0.0) for modifier in run.session.recipe.of(QuantizationModifier)
     )
 
 
@@ -172,7 +174,9 @@ def check_saved(folder: Path, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             revived = int(torch.count_nonzero(file.get_tensor(name)[~mask]))
             if revived:
-                raise InvariantError(f"{path}: {revived} pruned weights of {name} are not zero in the saved file; please report it")
+                raise InvariantError(
+                    f"{path}: {revived} pruned weights of {name} are not zero in the saved file; please report it"
+                )
 
 
 def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:

@@ -84,7 +84,9 @@ def check_environment(environ: Mapping[str, str], has_gpu: Callable[[], bool] = 
         # become DDP. A group that is presented as a GPU's (ACCELERATE_TORCH_DEVICE) is left to `check_launch`.
         if _is_on(environ, variable) and not environ.get("ACCELERATE_TORCH_DEVICE") and not has_gpu():
             n = requested_world_size(environ) or 1
-            also = " (and with ACCELERATE_USE_CPU accelerate trains plain DDP instead)" if _asks_for_cpu(environ) else ""
+            also = (
+                " (and with ACCELERATE_USE_CPU accelerate trains plain DDP instead)" if _asks_for_cpu(environ) else ""
+            )
             raise LaunchError(
                 f"the launch asks for {_SPOKEN[kind]}, which needs GPUs, and none was found{also}; leave it out of the"
                 f" launch: {_TWO_ON_CPU.format(n=n)}"

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 
 from sparse_accel.errors import ModelError
-from sparse_accel.runtime.options import check_source
+from sparse_accel.runtime.sources import check_source
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def has_tokenizer(name: str) -> bool:
@@ -24,17 +31,23 @@ def load_tokenizer(name: str, options: Any, what: str) -> Any:
     from transformers import AutoTokenizer
 
     if not has_tokenizer(name):
-        raise ModelError(f"{what} {name}: the folder has no tokenizer ({' or '.join(_TOKENIZER_FILES[:3])}); pass --tokenizer_name")
+        raise ModelError(
+            f"{what} {name}: the folder has no tokenizer ({' or '.join(_TOKENIZER_FILES[:3])}); pass --tokenizer_name"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **_hub(options))
     except Exception as error:  # transformers raises whatever its readers raise
         raise ModelError(f"{what} {name}: the tokenizer cannot be read: {_first_line(error)}") from error
     if not tokenizer.is_fast:
-        raise ModelError(f"{what} {name}: a fast tokenizer is needed (tokenizer.json); {type(tokenizer).__name__} is a slow one")
+        raise ModelError(
+            f"{what} {name}: a fast tokenizer is needed (tokenizer.json); {type(tokenizer).__name__} is a slow one"
+        )
     return tokenizer
 
 
-def load_model(name: str, task: Any, options: Any, what: str, *, config_name: str | None = None) -> tuple[Any, list[str]]:
+def load_model(
+    name: str, task: Any, options: Any, what: str, *, config_name: str | None = None
+) -> tuple[Any, list[str]]:
     """The model with the task's head in fp32, and the names of the head's parameters that the folder did not have.
 
     Raises ModelError when the folder is unreadable or its weights are not those of the architecture.
@@ -58,12 +71,18 @@ def load_model(name: str, task: Any, options: Any, what: str, *, config_name: st
             "is it a model of another architecture?"
         )
     if info.get("mismatched_keys"):
-        raise ModelError(f"{what} {name}: weights of another shape than config.json says: {sorted(info['mismatched_keys'])[:3]}")
+        raise ModelError(
+            f"{what} {name}: weights of another shape than config.json says: {sorted(info['mismatched_keys'])[:3]}"
+        )
     return model, missing
 
 
 def _hub(options: Any) -> dict[str, Any]:
-    return {"cache_dir": options.cache_dir, "revision": options.model_revision, "token": True if options.use_auth_token else None}
+    return {
+        "cache_dir": options.cache_dir,
+        "revision": options.model_revision,
+        "token": True if options.use_auth_token else None,
+    }
 
 
 def _first_line(error: Exception) -> str:

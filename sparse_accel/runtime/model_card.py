@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def model_card(run: Run, census: Census, results: Mapping[str, Any], command: str) -> str:
     """Markdown with Hugging Face's front matter."""
     options, plan = run.options, run.session.plan
-    metrics = {name: value for name, value in results.items() if name in ("eval_exact_match", "eval_f1", "eval_exact", "train_loss")}
+    metrics = {
+        name: value
+        for name, value in results.items()
+        if name in ("eval_exact_match", "eval_f1", "eval_exact", "train_loss")
+    }
     quantized = sum(compression.is_quantized for compression in plan.modules.values())
     lines = [
         "---",

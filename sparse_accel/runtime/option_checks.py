@@ -174,6 +174,10 @@ def _check_logging(options: TrainOptions, changed: Collection[str]) -> None:
 def _check_machine(options: TrainOptions, changed: Collection[str]) -> None:
     _refuse(options.fp16 and options.bf16, "--fp16 and --bf16: choose one")
     _refuse(options.fp16_full_eval and options.bf16_full_eval, "--fp16_full_eval and --bf16_full_eval: choose one")
+    _refuse(
+        (options.fp16_full_eval and options.bf16) or (options.bf16_full_eval and options.fp16),
+        "a model trained in one half precision is evaluated in it; leave --fp16_full_eval and --bf16_full_eval out",
+    )
     _refuse(options.fp16 and options.use_cpu, "--fp16: needs a GPU; on a CPU use --bf16")
 
 

@@ -59,6 +59,9 @@ def _completed(options: TrainOptions) -> TrainOptions:
         options = replace(options, metric_for_best_model=METRICS[options.task][0])
     if options.metric_for_best_model is not None and options.greater_is_better is None:
         options = replace(options, greater_is_better=True)
+    if options.pad_to_max_length is None and (options.distill_include_padding or options.observe_padding):
+        # Where padding takes part its amount matters: SparseML's is meant.
+        options = replace(options, pad_to_max_length=True)
     return options
 
 

@@ -8,8 +8,6 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Final
 
-from sparse_accel.runtime.sources import check_source as check_source
-
 # The groups in the order in which `--help` shows them.
 GROUP_RUN: Final = "What to run"
 GROUP_DATA: Final = "Data"
@@ -117,7 +115,7 @@ class TrainOptions:
     )
     config_name: str | None = _option("Another folder or hub id for the model's config.", GROUP_MODEL, None)
     tokenizer_name: str | None = _option(
-        "Another folder or hub id for the tokenizer. Left out, a teacher's tokenizer is used, else the model's.",
+        "Another folder or hub id for the tokenizer. Left out: the model's, else the teacher's.",
         GROUP_MODEL,
         None,
     )
@@ -145,10 +143,10 @@ class TrainOptions:
     )
     pad_to_max_length: bool | None = _option(
         "True pads every window to --max_seq_length, as SparseML did; False pads to the longest of its batch. Left out,"
-        " batches are padded to their longest: the same model, since padding is masked out, only faster.",
+        " batches are padded to their longest: the same model, since padding is masked out, only faster (but as"
+        " SparseML where --distill_include_padding or --observe_padding lets padding take part).",
         GROUP_DATA,
         None,
-        shapes_weights=False,
     )
     group_by_length: bool = _option("Put windows of similar length into one batch: less padding.", GROUP_DATA, False)
     on_bad_rows: str = _option(

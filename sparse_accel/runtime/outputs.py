@@ -18,6 +18,7 @@ from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, write_json
 RUN_FILE = "run.json"
 FORMAT = 1
 
+
 @dataclass(frozen=True)
 class Start:
     """How a run begins: fresh, or from a checkpoint; `message` tells the user, `clears` says that old files go first."""
@@ -53,7 +54,9 @@ def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: boo
         return _explicit(Path(resume), overwrite=overwrite and _is_inside(Path(resume), output_dir))
     if overwrite:
         if resume is True:
-            raise OutputError("--overwrite_output_dir starts anew and --resume_from_checkpoint continues; give one of them")
+            raise OutputError(
+                "--overwrite_output_dir starts anew and --resume_from_checkpoint continues; give one of them"
+            )
         return Start(None, None, clears=True)
     earlier = _earlier_command(output_dir)
     saved = checkpoints(output_dir)
@@ -81,16 +84,23 @@ def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: boo
     if not saved:
         if resume is True:
             raise OutputError(f"--resume_from_checkpoint: {output_dir} has no complete checkpoint")
-        return Start(None, f"{output_dir} holds an earlier start of this command without a checkpoint; starting from the beginning")
+        return Start(
+            None,
+            f"{output_dir} holds an earlier start of this command without a checkpoint; starting from the beginning",
+        )
     latest = saved[-1]
     return Start(latest.path, f"resuming this command from {latest.path} (step {latest.step})")
 
 
 def _explicit(checkpoint: Path, *, overwrite: bool) -> Start:
     if overwrite:
-        raise OutputError("--overwrite_output_dir would remove the checkpoint that --resume_from_checkpoint names; give one of them")
+        raise OutputError(
+            "--overwrite_output_dir would remove the checkpoint that --resume_from_checkpoint names; give one of them"
+        )
     if not (checkpoint / STATE_FILE).is_file():
-        raise OutputError(f"--resume_from_checkpoint {checkpoint}: no complete checkpoint there ({STATE_FILE} is missing)")
+        raise OutputError(
+            f"--resume_from_checkpoint {checkpoint}: no complete checkpoint there ({STATE_FILE} is missing)"
+        )
     return Start(checkpoint, f"resuming from {checkpoint}")
 
 

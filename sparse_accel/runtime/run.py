@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
 from sparse_accel.runtime.libraries import quiet_libraries
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.training import TrainState, read_window, train as run_steps
+from sparse_accel.runtime.training import TrainState, read_window
+from sparse_accel.runtime.training import train as run_steps
 from sparse_accel.session import Session
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import TaskData
@@ -124,14 +124,23 @@ class Run:
         assert self.data.validation is not None
         state, options = self.state, self.options
         self.evaluation = evaluate(
-            self.session, self.data.validation, self.data.collate, prefix="eval", on_batch=self.screen.batches("evaluating")
+            self.session,
+            self.data.validation,
+            self.data.collate,
+            prefix="eval",
+            on_batch=self.screen.batches("evaluating"),
         )
         self.evaluated_step = state.clock.step
         scores = finishing.scores(self.evaluation.metrics)
-        self.screen.say(f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  " + "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-        state.log_history.append({"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics})
+        self.screen.say(
+            f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  "
+            + "  ".join(f"{k} {v:.2f}" for k, v in scores.items())
+        )
+        state.log_history.append(
+            {"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics}
+        )
         self._track(self.evaluation.metrics)
-        if options.load_best_model_at_end:
+        if options.metric_for_best_model is not None:
             self._remember_best(self.evaluation.metrics)
         return self.evaluation
 
@@ -142,7 +151,9 @@ class Run:
         name = "eval_" + str(options.metric_for_best_model).removeprefix("eval_")
         if name not in metrics:
             known = ", ".join(key.removeprefix("eval_") for key in finishing.scores(metrics))
-            raise OptionError(f"--metric_for_best_model {options.metric_for_best_model}: the evaluation reports {known}")
+            raise OptionError(
+                f"--metric_for_best_model {options.metric_for_best_model}: the evaluation reports {known}"
+            )
         value = metrics[name]
         sign = 1 if options.greater_is_better else -1
         if state.best_metric is None or sign * value > sign * state.best_metric:
@@ -177,7 +188,9 @@ class Run:
         best = self.state.best_checkpoint
         if self.options.load_best_model_at_end and best is not None:
             checkpoint.load_model(self.session, self.output_dir / best)
-            self.screen.say(f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})")
+            self.screen.say(
+                f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})"
+            )
             if best != f"checkpoint-{self.state.clock.step}":
                 self.evaluated_step = -1
 
@@ -240,7 +253,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         outputs.open_folder(output_dir, command, sys.argv, clears=start.clears)
     accelerator.wait_for_everyone()
 
-    prepared = accelerator.prepare(model, optimizer) if options.do_train else (accelerator.prepare_model(model, evaluation_mode=True), optimizer)
+    prepared = setup.shard(accelerator, model, optimizer, trains=options.do_train)
     reduce_max, reduce_sum = setup.reductions(accelerator)
     session = Session(
         accelerator=accelerator,
@@ -357,6 +370,7 @@ def apply_once(run: Run) -> None:
 
 def _calibration_batches(run: Run, count: int) -> Any:
     loader = run.session.loader
-    micro_batches = (batch for step in loader.steps(run.state.clock, loader.steps_per_epoch) for batch in step if batch.num_units)
+    micro_batches = (
+        batch for step in loader.steps(run.state.clock, loader.steps_per_epoch) for batch in step if batch.num_units
+    )
     return [batch for _, batch in zip(range(count), micro_batches, strict=False)]
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -39,7 +40,9 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
     check_environment(environ)
     check_accumulation(environ, options.gradient_accumulation_steps)
     has_accelerator = torch.accelerator.is_available()
-    asks_for_more = any(environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true") for name in ("DEEPSPEED", "FSDP"))
+    asks_for_more = any(
+        environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true") for name in ("DEEPSPEED", "FSDP")
+    )
     # Without a GPU accelerate would let every process of torchrun train alone; FSDP and DeepSpeed keep their own way.
     on_cpu = options.use_cpu or (not has_accelerator and not asks_for_more)
     precision = mixed_precision(
@@ -53,7 +56,7 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
         log_with=trackers or None,
         project_dir=options.logging_dir or os.path.join(options.output_dir, "runs") if trackers else None,
         kwargs_handlers=[
-            # Masks never change between ranks and ranges are synchronised by us, once a step.
+            # Masks are equal on all ranks by construction, and ranges are synchronised by us, once a step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(seconds=options.ddp_timeout)),
         ],
@@ -66,6 +69,7 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
         distributed_type=accelerator.distributed_type,
         backend=accelerator.state.backend,
         device_type=accelerator.device.type,
+        use_cpu=options.use_cpu,
     )
     if accelerator.distributed_type not in _OFFERED:
         raise LaunchError(
@@ -89,7 +93,9 @@ def overruled_flags(options: TrainOptions, recipe: Recipe) -> list[str]:
     """One warning for each flag that was given and that the recipe overrules."""
     warnings = []
     if "num_train_epochs" in options.explicit and recipe.num_epochs and recipe.num_epochs != options.num_train_epochs:
-        warnings.append(f"the recipe's {recipe.num_epochs:g} epochs take the place of --num_train_epochs {options.num_train_epochs:g}")
+        warnings.append(
+            f"the recipe's {recipe.num_epochs:g} epochs take the place of --num_train_epochs {options.num_train_epochs:g}"
+        )
     rates = [*recipe.of(LearningRateFunctionModifier), *recipe.of(SetLearningRateModifier)]
     if rates:
         names = " and ".join(sorted({type(rate).__name__ for rate in rates}))
@@ -101,9 +107,13 @@ def overruled_flags(options: TrainOptions, recipe: Recipe) -> list[str]:
         if given:
             warnings.append(f"the recipe's {names} takes the place of {', '.join(given)}")
     if not options.one_shot and any(modifier.num_calibration_steps for modifier in recipe.of(QuantizationModifier)):
-        warnings.append("the recipe's num_calibration_steps counts with --one_shot only: in training, ranges follow the training batches")
+        warnings.append(
+            "the recipe's num_calibration_steps counts with --one_shot only: in training, ranges follow the training batches"
+        )
     if recipe.of(SetWeightDecayModifier) and "weight_decay" in options.explicit:
-        warnings.append(f"the recipe's SetWeightDecayModifier takes the place of --weight_decay {options.weight_decay:g}")
+        warnings.append(
+            f"the recipe's SetWeightDecayModifier takes the place of --weight_decay {options.weight_decay:g}"
+        )
     return warnings
 
 
@@ -136,7 +146,9 @@ def teacher_source(options: TrainOptions) -> str | None:
 def max_positions(model: Any) -> int | None:
     """The longest sequence that the model can read, None for no limit."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    embeddings = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    embeddings = [
+        m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)
+    ]
     if positions is not None and embeddings and embeddings[0].padding_idx is not None:
         # RoBERTa's kind starts counting positions behind its padding index.
         positions -= embeddings[0].padding_idx + 1
@@ -164,7 +176,7 @@ def load_teacher(
     labels = frozenset(task.label_keys)
     if not distils:
         if wish not in (None, "disable"):
-            raise OptionError(f"--distill_teacher {wish} is given, but the recipe has no DistillationModifier; add one, or leave the flag out")
+            raise OptionError(f"--distill_teacher {wish} is given, but the recipe has no DistillationModifier")
         return None, None
     if wish is None:
         raise OptionError(
@@ -172,9 +184,14 @@ def load_teacher(
             "'self' (a frozen copy of the model as loaded), or 'disable' to train without"
         )
     if wish == "disable":
-        return None, "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used"
+        return (
+            None,
+            "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used",
+        )
     if wish == "self":
-        return ReplicatedTeacher(frozen_copy(student), accelerator, accepted_inputs(student) - labels), "the teacher is a frozen copy of the model as loaded"
+        return ReplicatedTeacher(
+            frozen_copy(student), accelerator, accepted_inputs(student) - labels
+        ), "the teacher is a frozen copy of the model as loaded"
     teacher, missing = load_model(wish, task, options, "--distill_teacher")
     if missing:
         raise ModelError(
@@ -246,7 +263,12 @@ def build_loader(options: TrainOptions, features: Any, collate: Any, task: Any, 
 
 def build_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over two groups: with weight decay, and (biases and norms) without, as HF Trainer forms them."""
-    norms = {f"{name}.{key}" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm) for key in ("weight", "bias")}
+    norms = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for key in ("weight", "bias")
+    }
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise RecipeError("the recipe leaves no parameter to train")
@@ -268,7 +290,7 @@ def build_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Opti
 def flag_learning_rate(options: TrainOptions, recipe: Recipe, total_steps: int) -> Callable[[int], float]:
     """Learning rate by step as the flags say: the scheduler's curve, or constant where the recipe has its own (as
     SparseML). The curve is transformers' own, evaluated as a function of the step."""
-    if recipe.of(LearningRateFunctionModifier) or recipe.of(SetLearningRateModifier):
+    if recipe.has(LearningRateFunctionModifier) or recipe.has(SetLearningRateModifier):
         return lambda step: options.learning_rate
     from transformers import get_scheduler
 
@@ -277,6 +299,17 @@ def flag_learning_rate(options: TrainOptions, recipe: Recipe, total_steps: int) 
     scheduler = get_scheduler(options.lr_scheduler_type, probe, num_warmup_steps=warmup, num_training_steps=total_steps)
     curve = scheduler.lr_lambdas[0]
     return lambda step: options.learning_rate * curve(step)
+
+
+def shard(accelerator: Accelerator, model: Any, optimizer: Any, *, trains: bool) -> tuple[Any, Any]:
+    """Hand the model to the backend: the last moment at which its structure may change."""
+    if not trains:
+        return accelerator.prepare_model(model, evaluation_mode=True), optimizer
+    with warnings.catch_warnings():
+        # torch 2.13 announces another name for broadcast_buffers, which accelerate still passes under the old one.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+    return prepared
 
 
 def reductions(accelerator: Accelerator) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_accel.errors import ModelError
 
+
 class ReplicatedTeacher:
     """A whole teacher on every rank. `accepted` are the inputs that it is given: no labels, which would only make it
     compute a loss that nobody reads."""
@@ -34,7 +35,9 @@ def frozen_copy(student: nn.Module) -> nn.Module:
     return copy.deepcopy(student)
 
 
-def check_teacher(teacher: Any, student: Any, teacher_tokenizer: Any, tokenizer: Any, name: str, max_length: int) -> None:
+def check_teacher(
+    teacher: Any, student: Any, teacher_tokenizer: Any, tokenizer: Any, name: str, max_length: int
+) -> None:
     """Raise ModelError unless the teacher reads the student's tokens, and its outputs mean the student's labels.
 
     `teacher_tokenizer` is None where the teacher's folder brings none; its embedding must then at least be large enough.
@@ -44,7 +47,7 @@ def check_teacher(teacher: Any, student: Any, teacher_tokenizer: Any, tokenizer:
         example = next((token for token in ours if theirs.get(token) != ours[token]), None)
         raise ModelError(
             f"the teacher {name} has another vocabulary than the student ({len(theirs)} tokens against {len(ours)}; "
-            f"for example {example!r} is {theirs.get(example)} there and {ours.get(example)} here), so that the "  # type: ignore[arg-type]
+            f"for example {example!r} is {theirs.get(example)} there and {ours.get(example)} here), so that the "
             "outputs of the two cannot be compared; take a teacher trained with the student's tokenizer"
         )
     teacher_size = teacher.get_input_embeddings().num_embeddings

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LOG_FILE = "train_log.jsonl"
 
@@ -35,7 +43,7 @@ class JsonLines:
                 with_step = _parsed(line)
                 if with_step is not None and with_step.get("step", 0) <= from_step:
                     kept.append(line)
-        self.file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self.file = open(self.path, "w", encoding="utf-8")
         self.file.writelines(line + "\n" for line in kept)
         self.file.flush()
 

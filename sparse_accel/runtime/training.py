@@ -58,7 +58,9 @@ def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
         if needs_first_range(session.module):
             first_ranges(session, micro_batches)
 
-        step_units = session.reduce_sum(torch.tensor(float(sum(m.num_units for m in micro_batches)), device=accelerator.device))
+        step_units = session.reduce_sum(
+            torch.tensor(float(sum(m.num_units for m in micro_batches)), device=accelerator.device)
+        )
         for index, micro_batch in enumerate(micro_batches):
             with micro_step(session, is_last=index == len(micro_batches) - 1):
                 outputs = model(**session.student_inputs(micro_batch.inputs))

@@ -110,9 +110,15 @@ def test_a_step_gives_the_same_result_however_its_batch_is_split(
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5 if step < 4 else 2e-3)
     assert running.largest_difference(whole, split) < 5e-3
     float_recipe = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
-    whole = running.run(world, tmp_path / "w", **float_recipe, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    whole = running.run(
+        world, tmp_path / "w", **float_recipe, per_device_train_batch_size=16, gradient_accumulation_steps=1
+    )
     split = running.run(
-        world, tmp_path / "s", **float_recipe, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation
+        world,
+        tmp_path / "s",
+        **float_recipe,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
     )
     assert running.largest_difference(whole, split) < 1e-5
 
@@ -137,7 +143,9 @@ def test_without_a_teacher_the_task_loss_counts_alone(world: dict[str, Any], tmp
     assert all("distillation_loss" not in line and line["loss"] == line["task_loss"] for line in running.log(out))
 
 
-def test_max_steps_ends_early_without_bending_the_schedule(world: dict[str, Any], tmp_path: Path, finished: Path) -> None:
+def test_max_steps_ends_early_without_bending_the_schedule(
+    world: dict[str, Any], tmp_path: Path, finished: Path
+) -> None:
     out = running.run(world, tmp_path / "out", max_steps=5)
     rates = [line["learning_rate"] for line in running.log(out)]
     assert rates == [line["learning_rate"] for line in running.log(finished)][:5]
@@ -147,7 +155,13 @@ def test_flags_set_rate_and_epochs_where_no_recipe_does(world: dict[str, Any], t
     """Against transformers' own schedule."""
     changes = {"recipe": None, "recipe_args": None, "distill_teacher": None}
     out = running.run(
-        world, tmp_path / "out", **changes, learning_rate=1e-3, num_train_epochs=2, warmup_steps=2, lr_scheduler_type="cosine"
+        world,
+        tmp_path / "out",
+        **changes,
+        learning_rate=1e-3,
+        num_train_epochs=2,
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
     )
     from transformers import get_cosine_schedule_with_warmup
 
@@ -188,11 +202,17 @@ def test_a_distilbert_trains_with_its_own_submodules(tmp_path: Path, world: dict
     from tests.tiny import tiny_bert
 
     recipe = (running.ROOT / "recipes/question_answering/pruned_quant.yaml").read_text()
-    recipe = recipe.replace("bert.embeddings", "distilbert.embeddings").replace("bert.encoder", "distilbert.transformer")
+    recipe = recipe.replace("bert.embeddings", "distilbert.embeddings").replace(
+        "bert.encoder", "distilbert.transformer"
+    )
     for name, seed in (("student", 3), ("teacher", 4)):
         tiny_bert(tmp_path / name, seed=seed, kind="distilbert")
     out = running.run(
-        world, tmp_path / "out", recipe=recipe, model_name_or_path=str(tmp_path / "student"), distill_teacher=str(tmp_path / "teacher")
+        world,
+        tmp_path / "out",
+        recipe=recipe,
+        model_name_or_path=str(tmp_path / "student"),
+        distill_teacher=str(tmp_path / "teacher"),
     )
     plan = json.loads((out / "compression_plan.json").read_text())["modules"]
     assert "distilbert.transformer.layer.0.attention.attention_scores_matmul" in plan

@@ -15,7 +15,9 @@ sizes = st.integers(1, 70)
 small = st.integers(1, 5)
 
 
-def features_of_step(num_features: int, micro: int, accumulation: int, world_size: int, index: int, seed: int = 3) -> list[int]:
+def features_of_step(
+    num_features: int, micro: int, accumulation: int, world_size: int, index: int, seed: int = 3
+) -> list[int]:
     samplers = [StepSampler(num_features, micro, accumulation, seed, rank, world_size) for rank in range(world_size)]
     order = samplers[0].order(0)
     return sorted(int(f) for s in samplers for part in s.micro_batches(order, index) for f in part)
@@ -37,7 +39,9 @@ def test_steps_an_epoch_are_batches_per_rank_over_accumulation_rounded_up(
 
 
 @given(sizes, small, small, small)
-def test_all_ranks_have_equally_many_micro_batches(num_features: int, micro: int, accumulation: int, world_size: int) -> None:
+def test_all_ranks_have_equally_many_micro_batches(
+    num_features: int, micro: int, accumulation: int, world_size: int
+) -> None:
     samplers = [StepSampler(num_features, micro, accumulation, 3, rank, world_size) for rank in range(world_size)]
     order = samplers[0].order(1)
     for index in range(samplers[0].steps_per_epoch):

@@ -98,6 +98,8 @@ def test_a_wrong_command_says_what_is_right(argv: list[str], message: str) -> No
 def test_switches_of_other_commands_take_booleans_too() -> None:
     assert parse(["prune", "m", "--overwrite", "True", "--global"]) == ["prune", "m", "--overwrite", "--global"]
     assert parse(["prune", "m", "--overwrite=False"]) == ["prune", "m"]
+    with pytest.raises(OptionError, match="--overwrite: expected True"):
+        parse(["prune", "m", "--overwrite=maybe"])
 
 
 def test_errors_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

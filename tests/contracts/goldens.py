@@ -1,0 +1,55 @@
+"""Goldens: what every shipped recipe does to the tiny world, step by step, as lines of text.
+
+`trace` makes the lines of one recipe, `RUNS` says how each recipe is shortened. Dropout is off, so that the lines do not
+depend on the stream of random numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from sparse_accel.compress.census import Census
+from tests import running
+
+FOLDER = Path(__file__).resolve().parent.parent / "golden"
+HEADER = "step loss lr sparsity phase"
+
+# How each shipped recipe is run: options that differ from those of the tiny world. 4 steps an epoch, 3 epochs.
+RUNS: dict[str, dict[str, Any]] = {
+    "question_answering/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "question_answering/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 1e-3}'},
+    "question_answering/pruned_quant": {"recipe_args": running.QUANT_ARGS},
+}
+
+
+def golden_file(name: str) -> Path:
+    """Where the golden of a shipped recipe lies."""
+    return FOLDER / f"{name.replace('/', '.')}.txt"
+
+
+def world(folder: Path) -> dict[str, Any]:
+    """The tiny world without dropout, checkpoints after every step and no evaluation."""
+    options = running.tiny_world(folder, dropout=0.0)
+    return options | {"do_eval": None, "validation_file": None, "save_steps": 1, "save_total_limit": None}
+
+
+def trace(name: str, options: dict[str, Any], output_dir: Path) -> list[str]:
+    """Train by the shipped recipe and give the lines of its golden: the header, then `step loss lr sparsity phase`.
+
+    Sparsity is the share of zeros among the prunable weights of the checkpoint that was written after the step.
+    """
+    running.run(options, output_dir, recipe=name, **RUNS[name])
+    lines = [HEADER]
+    for logged in running.log(output_dir):
+        weights = load_file(output_dir / f"checkpoint-{logged['step']}" / "model.safetensors")
+        zeros = Census.of({key: tensor for key, tensor in weights.items() if not key.endswith(".mask")}).sparsity
+        lines.append(
+            f"{logged['step']} {logged['loss']:.6f} {logged['learning_rate']:.12e} {zeros:.9f} {logged['phase']}"
+        )
+    return lines

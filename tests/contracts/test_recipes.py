@@ -1,0 +1,103 @@
+"""What every shipped recipe promises: it loads in each way, plans, survives being written down, and trains as it did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertForQuestionAnswering
+
+from sparse_accel.compress.plan import CompressionPlan, install
+from sparse_accel.recipe import shipped
+from sparse_accel.recipe.schema import Recipe
+from tests import running
+from tests.contracts import goldens
+from tests.unit.qat_bert import bert
+
+RECIPES = running.ROOT / "recipes"
+FILES = sorted(path for path in RECIPES.rglob("*") if path.is_file())
+
+# A student of the task that a recipe's folder is named after.
+STUDENTS = {"question_answering": bert}
+
+every_recipe = pytest.mark.parametrize("name", shipped.names())
+
+
+def student_of(name: str) -> BertForQuestionAnswering:
+    return STUDENTS[name.partition("/")[0]]()
+
+
+def test_every_file_under_recipes_is_shipped_and_has_a_golden() -> None:
+    assert [path.relative_to(RECIPES).as_posix() for path in FILES] == [f"{name}.yaml" for name in shipped.names()]
+    assert sorted(goldens.RUNS) == shipped.names()
+    expected = {goldens.golden_file(name) for name in shipped.names()}
+    assert set(goldens.FOLDER.iterdir()) == expected, "run python tests/contracts/regenerate_goldens.py"
+
+
+@every_recipe
+def test_a_recipe_is_the_same_by_name_by_file_and_as_text(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    by_name = Recipe.load(name)
+    assert by_name.modifiers and by_name.warnings == []
+    for source in (f"{name}.yaml", str(path), path.read_text("utf-8")):
+        again = Recipe.load(source)
+        assert (again, again.variables) == (by_name, by_name.variables)
+
+
+@every_recipe
+def test_a_recipe_can_be_carried_out_as_it_stands_and_as_it_is_shortened(name: str) -> None:
+    for args in (None, goldens.RUNS[name].get("recipe_args")):
+        recipe = Recipe.load(name, args)
+        assert recipe.num_epochs is not None
+        recipe.check(recipe.num_epochs)
+        model, plan = student_of(name), CompressionPlan()
+        recipe.plan(plan, model)
+        install(model, plan)
+
+
+@every_recipe
+def test_every_variable_of_a_recipe_does_something(name: str) -> None:
+    recipe = Recipe.load(name)
+    for variable, value in recipe.variables.items():
+        other = Recipe.load(name, {variable: value + 1 if value == 0 else value / 2})
+        assert other != recipe, variable
+
+
+@every_recipe
+def test_a_recipe_survives_being_written_down(name: str) -> None:
+    recipe = Recipe.load(name, goldens.RUNS[name].get("recipe_args"))
+    again = Recipe.load(recipe.to_yaml())
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+    assert again.warnings == [] and not again.variables
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return goldens.world(tmp_path_factory.mktemp("world"))
+
+
+@every_recipe
+def test_a_recipe_trains_as_its_golden_says(name: str, world: dict[str, Any], tmp_path: Path) -> None:
+    """Rates to 1e-9, zeros and phases exactly; losses to 1e-3, since processors add in different orders."""
+    traced = goldens.trace(name, world, tmp_path / "out")
+    golden = goldens.golden_file(name).read_text("utf-8").splitlines()
+    assert traced[0] == golden[0] == goldens.HEADER
+    for ours, theirs in zip(traced[1:], golden[1:], strict=True):
+        (step, loss, rate, *rest), (golden_step, golden_loss, golden_rate, *golden_rest) = ours.split(), theirs.split()
+        assert (step, rest) == (golden_step, golden_rest), f"{ours}\n{theirs}"
+        assert float(rate) == pytest.approx(float(golden_rate), rel=1e-9, abs=0), f"{ours}\n{theirs}"
+        assert float(loss) == pytest.approx(float(golden_loss), rel=1e-3), f"{ours}\n{theirs}"
+    _leaves_what_can_be_carried_on(name, world, tmp_path / "out")
+
+
+def _leaves_what_can_be_carried_on(name: str, world: dict[str, Any], out: Path) -> None:
+    """The folder's own recipe.yaml is the recipe that was run, and its plan is the one that the recipe makes."""
+    recipe = Recipe.load(name, goldens.RUNS[name].get("recipe_args"))
+    assert Recipe.load(str(out / "recipe.yaml")) == recipe
+    student = BertForQuestionAnswering.from_pretrained(world["model_name_or_path"])
+    plan = CompressionPlan()
+    recipe.plan(plan, student)
+    assert json.loads((out / "compression_plan.json").read_text("utf-8")) == plan.to_json()

@@ -1,0 +1,86 @@
+"""Two real processes over gloo: the same result as one, from every rank's work, and one message when a rank fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import running
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def torchrun(port: int) -> list[str]:
+    """Two processes as a person starts them, on a port of their own."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m", "sparse_accel",
+    ]  # fmt: skip
+
+
+def both(words: list[str], port: int) -> str:
+    """Run to the end and return what was printed; fails with it otherwise."""
+    process = running.start(words, *torchrun(port), ACCELERATE_USE_CPU="1")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Dropout off: two processes draw other random numbers than one. 60 rows: the last batches are unequal."""
+    made = running.tiny_world(tmp_path_factory.mktemp("world"), rows=60, dropout=0.0)
+    return made | {"optim": "sgd", "recipe_args": running.QUANT_ARGS.replace("1e-3", "0.5")}
+
+
+def test_two_processes_give_the_result_of_one(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
+    one = running.run(world, tmp_path / "one", **recipe)
+    output = both(running.command(world, tmp_path / "two", **recipe, gradient_accumulation_steps=1), 29611)
+    assert output.count("written to") == 1, "only the main process prints"
+    assert "Warning" not in output
+    assert running.largest_difference(one, tmp_path / "two") < 1e-5
+    assert running.results(tmp_path / "two")["eval_f1"] == running.results(one)["eval_f1"]
+    for ours, theirs in zip(running.log(one), running.log(tmp_path / "two"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tmp_path: Path) -> None:
+    """Quantization from step 4, killed in step 7 or later, resumed: the bits of the run that was not killed."""
+    one = running.run(world, tmp_path / "one")
+    words = running.command(world, tmp_path / "two", gradient_accumulation_steps=1, save_steps=2)
+    both(words, 29612)
+    # Once tensors are rounded to a grid, noise of 1e-7 now and then decides which point of the grid they go to.
+    assert running.largest_difference(one, tmp_path / "two") < 5e-3
+
+    killed = tmp_path / "killed"
+    words = running.command(world, killed, gradient_accumulation_steps=1, save_steps=2)
+    process = running.start(words, *torchrun(29613), ACCELERATE_USE_CPU="1")
+    log = killed / "train_log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) >= 7):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (killed / "model.safetensors").exists(), "the run ended before it was killed"
+    assert "resuming this command" in both(words, 29614)
+    assert running.differing(tmp_path / "two", killed) == []
+
+
+def test_bad_data_ends_both_with_one_message(world: dict[str, Any], tmp_path: Path) -> None:
+    document = json.loads(Path(world["train_file"]).read_text())
+    document["data"][7]["answers"]["answer_start"] = [3]
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(document))
+    process = running.start(
+        running.command(world, tmp_path / "out", train_file=str(bad)), *torchrun(29615), ACCELERATE_USE_CPU="1"
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count(f"error: {bad}") == 1, output
+    assert not (tmp_path / "out").exists()
