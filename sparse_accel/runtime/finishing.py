@@ -188,10 +188,10 @@ def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:
         layers.add_column(column, justify="right")
     for row in census.kinds():
         share = f"{before.get(row.kind, 0.0):.2%}", f"{row.sparsity:.2%}"
-        layers.add_row(row.kind, f"{row.numel:,}", *share, f"{row.quantized} modules" if row.quantized else "-")
+        layers.add_row(row.kind, f"{row.numel:,}", *share, _modules(row.quantized))
     layers.add_section()
     share = f"{run.census_at_start.sparsity:.2%}", f"{census.sparsity:.2%}"
-    quantized = f"{len(census.quantized_modules)} modules" if census.quantized_modules else "-"
+    quantized = _modules(len(census.quantized_modules))
     layers.add_row("prunable weights", f"{census.prunable.numel:,}", *share, quantized)
     facts = Table(show_header=False)
     facts.add_column()
@@ -201,11 +201,19 @@ def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:
     return Group(layers, facts)
 
 
+def _modules(count: int) -> str:
+    return "-" if not count else f"{count} module{'s' if count > 1 else ''}"
+
+
+def score_name(key: str) -> str:
+    """What a person calls a metric."""
+    return {"eval_exact_match": "EM", "eval_exact": "EM", "eval_f1": "F1"}.get(key, key)
+
+
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Scores, throughput and time as a person reads them."""
-    named = {"eval_exact_match": "EM", "eval_exact": "EM", "eval_f1": "F1"}
     facts = [
-        (named.get(key, key), f"{value:.2f}")
+        (score_name(key), f"{value:.2f}")
         for key, value in scores(results).items()
         if key.startswith(("eval_", "predict_"))
     ]

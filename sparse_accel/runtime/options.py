@@ -244,7 +244,10 @@ class TrainOptions:
     )
     warmup_steps: int = _option("The same, in optimizer steps.", GROUP_OPTIMIZER, 0, minimum=0)
     optim: str = _option(
-        "Optimizer.", GROUP_OPTIMIZER, "adamw_torch", choices=("adamw_torch", "adamw_torch_fused", "sgd")
+        "Optimizer; the fused AdamW is torch's quickest, on CPUs too.",
+        GROUP_OPTIMIZER,
+        "adamw_torch_fused",
+        choices=("adamw_torch_fused", "adamw_torch", "sgd"),
     )
     weight_decay: float = _option(
         "Decoupled weight decay, of all but biases and norms.", GROUP_OPTIMIZER, 0.0, minimum=0

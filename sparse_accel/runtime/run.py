@@ -62,6 +62,7 @@ class Run:
     census_at_start: Census
     evaluation: Evaluation | None = None
     evaluated_step: int = -1
+    loss_text: str = ""
     started: float = 0.0
 
     # ---- pauses of the loop
@@ -94,7 +95,7 @@ class Run:
     def _status(self, clock: Clock) -> str:
         phase = PHASE_NAMES[current_phase(self.session.module)]
         rate = self.session.optimizer.param_groups[0]["lr"]
-        return f"epoch {clock.epoch:.2f}  {phase}  lr {rate:.3g}"
+        return f"epoch {clock.epoch:.2f}  {phase}  lr {rate:.3g}{self.loss_text}"
 
     def log_window(self) -> None:
         """Write one line of the log: the mean loss terms since the last one, the rate of the last step, the phase."""
@@ -112,7 +113,8 @@ class Run:
         }
         state.log_history.append({"step": clock.step, **values})
         terms = "  ".join(f"{name.removesuffix('_loss')} {means[name]:.4f}" for name in sorted(means) if name != "loss")
-        self.screen.line(clock.step, f"{self._status(clock)}  loss {means['loss']:.4f}  ({terms})")
+        self.loss_text = f"  loss {means['loss']:.4f}  ({terms})"
+        self.screen.line(clock.step, self._status(clock))
         self._track(values)
 
     def _track(self, values: dict[str, Any]) -> None:
@@ -132,10 +134,8 @@ class Run:
         )
         self.evaluated_step = state.clock.step
         scores = finishing.scores(self.evaluation.metrics)
-        self.screen.say(
-            f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  "
-            + "  ".join(f"{k} {v:.2f}" for k, v in scores.items())
-        )
+        named = "  ".join(f"{finishing.score_name(key)} {value:.2f}" for key, value in scores.items())
+        self.screen.say(f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  {named}")
         state.log_history.append(
             {"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics}
         )

@@ -176,12 +176,12 @@ def load_teacher(
     labels = frozenset(task.label_keys)
     if not distils:
         if wish not in (None, "disable"):
-            raise OptionError(f"--distill_teacher {wish} is given, but the recipe has no DistillationModifier")
+            raise OptionError(f"--distill_teacher {wish}: the recipe has no DistillationModifier")
         return None, None
     if wish is None:
         raise OptionError(
-            f"{recipe.where(recipe.of(DistillationModifier)[0])}: the recipe distils, so name its teacher: --distill_teacher PATH or hub id, "
-            "'self' (a frozen copy of the model as loaded), or 'disable' to train without"
+            f"{recipe.where(recipe.of(DistillationModifier)[0])}: the recipe distils, so name its teacher: --distill_teacher PATH or "
+            "hub id, 'self' (a frozen copy of the model as loaded), or 'disable' to train without"
         )
     if wish == "disable":
         return (

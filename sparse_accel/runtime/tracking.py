@@ -79,8 +79,9 @@ class AccelerateTrackers:
         self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
 
     def close(self) -> None:
-        """Finish every tracker's run."""
-        self.accelerator.end_training()
+        """Finish every tracker's run. Not `end_training`, which would take the process group down with them."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 class Screen:

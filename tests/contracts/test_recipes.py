@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def test_a_recipe_can_be_carried_out_as_it_stands_and_as_it_is_shortened(name: s
 def test_every_variable_of_a_recipe_does_something(name: str) -> None:
     recipe = Recipe.load(name)
     for variable, value in recipe.variables.items():
-        other = Recipe.load(name, {variable: value + 1 if value == 0 else value / 2})
-        assert other != recipe, variable
+        other = {0: 1, 1: 0}.get(value, value / 2)  # some are flags
+        assert Recipe.load(name, {variable: other}) != recipe, variable
 
 
 @every_recipe
@@ -71,7 +70,7 @@ def test_a_recipe_survives_being_written_down(name: str) -> None:
     again = Recipe.load(recipe.to_yaml())
     assert again == recipe
     assert again.to_yaml() == recipe.to_yaml()
-    assert again.warnings == [] and not again.variables
+    assert again.warnings == []
 
 
 @pytest.fixture(scope="module")
@@ -100,4 +99,6 @@ def _leaves_what_can_be_carried_on(name: str, world: dict[str, Any], out: Path) 
     student = BertForQuestionAnswering.from_pretrained(world["model_name_or_path"])
     plan = CompressionPlan()
     recipe.plan(plan, student)
-    assert json.loads((out / "compression_plan.json").read_text("utf-8")) == plan.to_json()
+    written = out / "compression_plan.json"
+    assert written.exists() == bool(plan.modules)
+    assert not plan.modules or CompressionPlan.load(written) == plan
