@@ -71,8 +71,6 @@ def finish(run: Run) -> None:
             "best_model_checkpoint": state.best_checkpoint,
             "log_history": state.log_history,
         }
-    for tracker in session.trackers:
-        tracker.close()
 
     ranges = quantization_state(session.module)
     unused = without_range(session.module) if options.do_train and ranges else []

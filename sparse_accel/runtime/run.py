@@ -36,12 +36,15 @@ def train(options: TrainOptions) -> None:
     accelerator = setup.start_accelerator(options)
     screen = tracking.Screen(Console(), is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
     run = prepare(options, accelerator, screen)
-    if options.one_shot:
-        apply_once(run)
-    elif options.do_train:
-        run_steps(run.session, run.state, run.after_step)
-        run.finish_training()
-    finishing.finish(run)
+    try:
+        if options.one_shot:
+            apply_once(run)
+        elif options.do_train:
+            run_steps(run.session, run.state, run.after_step)
+            run.finish_training()
+        finishing.finish(run)
+    finally:
+        run.close()
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
@@ -176,6 +179,12 @@ class Run:
 
     def _write_extra(self, folder: Path) -> None:
         finishing.write_companions(self, folder)
+
+    def close(self) -> None:
+        """Take the bar away and close the logs, however the run ended."""
+        self.screen.stop_training()
+        for tracker in self.session.trackers:
+            tracker.close()
 
     # ---- after the loop
 

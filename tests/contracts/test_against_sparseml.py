@@ -47,7 +47,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The tiny world with a student of one layer and no dropout."""
     folder = tmp_path_factory.mktemp("world")
     student = tiny_bert(folder / "one_layer", seed=3, layers=1, dropout=0.0)
-    options = running.tiny_world(folder) | {"model_name_or_path": str(student), "do_eval": None, "validation_file": None}
+    options = running.tiny_world(folder) | {
+        "model_name_or_path": str(student),
+        "do_eval": None,
+        "validation_file": None,
+    }
     return options | {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
 
 
@@ -69,8 +73,7 @@ def test_the_transfer_recipe_leaves_26_quantizers_in_a_one_layer_bert(quantized:
     plan = CompressionPlan.load(quantized / "compression_plan.json")
     assert plan.num_quantizers == 26
     assert sorted(name for name, part in plan.modules.items() if part.mask) == sorted(LINEARS)
-    results = json.loads((quantized / "train_results.json").read_text("utf-8"))
-    assert results["epoch"] == 3.0
+    assert [line["phase"] for line in running.log(quantized)] == ["dense"] * 4 + ["observing"] * 4 + ["frozen"] * 4
 
 
 @pytest.mark.parametrize("name", SYMMETRIC_INT8 + SYMMETRIC_UINT8)
@@ -116,7 +119,8 @@ def test_from_the_observers_epoch_on_no_range_moves_the_heads_neither(quantized:
     numbers = [key for key in before if key.endswith((".min_val", ".max_val", ".scale", ".zero_point"))]
     assert len(numbers) == 4 * 26
     assert [key for key in numbers if not before[key].equal(after[key])] == []
-    assert [name for name in SYMMETRIC_INT8 + AFFINE_UINT8 if moving[f"{name}.max_val"].equal(before[f"{name}.max_val"])] == []
+    observed = [f"{name}.{part}_quantizer.max_val" for name in LINEARS for part in ("weight", "input")]
+    assert [key for key in observed if moving[key].equal(before[key])] == []
     assert not before["qa_outputs.weight"].equal(after["qa_outputs.weight"])
 
 
@@ -129,9 +133,9 @@ def test_the_loss_of_the_first_step_is_sparsemls_sum_over_all_positions(
         "recipe": "question_answering/pruned",
         "recipe_args": json.dumps({"num_epochs": 3, "distill_hardness": hardness, "distill_temperature": 3.0}),
     }
-    padded = running.run(options, tmp_path / "padded", max_steps=1, distill_include_padding=True)
-    masked = running.run(options, tmp_path / "masked", max_steps=1)
-    batch = first_batch(options, tmp_path / "unused")
+    options |= {"distill_include_padding": True, "max_steps": 1}
+    out = running.run(options, tmp_path / "out")
+    batch = first_batch(options, tmp_path / "other")
     assert (batch["attention_mask"] == 0).any()
 
     folders = (world["model_name_or_path"], world["distill_teacher"])
@@ -139,12 +143,13 @@ def test_the_loss_of_the_first_step_is_sparsemls_sum_over_all_positions(
     with torch.no_grad():
         ours, theirs = student(**batch), teacher(**batch)
     divergence = sum(
-        9.0 * F.kl_div((ours[key] / 3.0).log_softmax(-1), (theirs[key] / 3.0).softmax(-1), reduction="sum") / len(ours[key])
+        9.0
+        * F.kl_div((ours[key] / 3.0).log_softmax(-1), (theirs[key] / 3.0).softmax(-1), reduction="sum")
+        / len(ours[key])
         for key in ("start_logits", "end_logits")
     )
     expected = (1 - hardness) * ours.loss + hardness * divergence / 2
-    assert running.log(padded)[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
-    assert running.log(masked)[0]["loss"] != pytest.approx(expected.item(), rel=1e-3)
+    assert running.log(out)[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def first_batch(options: dict[str, Any], output_dir: Path) -> dict[str, torch.Tensor]:
@@ -154,6 +159,8 @@ def first_batch(options: dict[str, Any], output_dir: Path) -> dict[str, torch.Te
     try:
         screen = tracking.Screen(Console(), is_shown=False, use_bar=False)
         session = prepare(parsed, setup.start_accelerator(parsed), screen).session
+        for tracker in session.trackers:
+            tracker.close()
         (micro_batch,) = next(session.loader.steps(Clock(0, session.loader.steps_per_epoch), 1))
         return micro_batch.inputs
     finally:
@@ -162,7 +169,11 @@ def first_batch(options: dict[str, Any], output_dir: Path) -> dict[str, torch.Te
 
 def test_a_resumed_run_goes_on_in_the_middle_of_its_schedule(world: dict[str, Any], tmp_path: Path) -> None:
     """Stopped at step 8 of 16, SparseML began again at 1.75e-4; half of the line is 8.75e-5."""
-    options = world | {"recipe": "question_answering/pruned", "recipe_args": "num_epochs=4", "distill_teacher": "disable"}
+    options = world | {
+        "recipe": "question_answering/pruned",
+        "recipe_args": "num_epochs=4",
+        "distill_teacher": "disable",
+    }
     out = running.run(options, tmp_path / "out", max_steps=8)
     assert [line["learning_rate"] for line in running.log(out)][0] == 1.75e-4
     running.run(options, out, max_steps=9)

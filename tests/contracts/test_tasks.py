@@ -44,7 +44,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({key: value if isinstance(value, str) else json.dumps(value) for key, value in r.items()} for r in rows)
+        writer.writerows(
+            {key: value if isinstance(value, str) else json.dumps(value) for key, value in r.items()} for r in rows
+        )
 
 
 def answer_spans(split: Split) -> dict[str, list[np.ndarray]]:
@@ -207,7 +209,10 @@ def test_questions_without_an_answer_are_perfectly_answered_by_none(tmp_path: Pa
     rows = tiny_rows(ROWS, seed=3, unanswerable=0.4)
     (tmp_path / "v2.json").write_text(json.dumps(nested(rows, "v2.0")))
     options = TinyDataOptions(
-        validation_file=str(tmp_path / "v2.json"), cache_dir=str(tmp_path / "cache"), do_eval=True, version_2_with_negative=True
+        validation_file=str(tmp_path / "v2.json"),
+        cache_dir=str(tmp_path / "cache"),
+        do_eval=True,
+        version_2_with_negative=True,
     )
     task = resolve_task("question_answering")
     split = task.load(options, tiny_tokenizer(tmp_path / "tokenizer")).validation
