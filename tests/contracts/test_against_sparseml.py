@@ -175,7 +175,7 @@ def test_a_resumed_run_goes_on_in_the_middle_of_its_schedule(world: dict[str, An
         "distill_teacher": "disable",
     }
     out = running.run(options, tmp_path / "out", max_steps=8)
-    assert [line["learning_rate"] for line in running.log(out)][0] == 1.75e-4
+    assert running.log(out)[0]["learning_rate"] == 1.75e-4
     running.run(options, out, max_steps=9)
     lines = running.log(out)
     assert len(lines) == 9 and lines[8]["learning_rate"] == pytest.approx(8.75e-5, rel=1e-12)
