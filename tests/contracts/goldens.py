@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
     "question_answering/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 1e-3}'},
-    # A low rate: Adam makes full steps of rounding noise, which quantization grids enlarge; so processors agree to 2e-4.
+    # A low rate: Adam makes full steps of rounding noise, which quantization grids enlarge; so processors agree to 4e-4.
     "question_answering/pruned_quant": {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
     },
