@@ -285,8 +285,8 @@ def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def checkpoint_bytes(session_module: torch.nn.Module, trainable_share: float = 2.0) -> int:
-    """An estimate of one checkpoint's size: the stored state, and `trainable_share` floats of optimizer state a parameter."""
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in session_module.state_dict().values())
-    moments = sum(p.numel() * p.element_size() for p in session_module.parameters() if p.requires_grad)
-    return stored + int(trainable_share * moments)
+def checkpoint_bytes(model: torch.nn.Module, *, num_moments: int) -> int:
+    """An estimate of one checkpoint's size: the stored state, and the optimizer's moments of what is trained."""
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return stored + num_moments * trained

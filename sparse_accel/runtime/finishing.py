@@ -27,7 +27,7 @@ from sparse_accel.runtime.options import describe_command
 from sparse_accel.runtime.tracking import LOG_FILE, clock_time
 
 if TYPE_CHECKING:
-    from sparse_accel.runtime.run import Run
+    from sparse_accel.runtime.pauses import Run
 
 PLAN_FILE = "compression_plan.json"
 RANGES_FILE = "quantization.safetensors"
@@ -47,7 +47,7 @@ def finish(run: Run) -> None:
     results: dict[str, Any] = {}
     if options.do_train:
         results |= _train_results(run)
-        files["train_results.json"] = dict(results)
+        files["train_results.json"] = {"epoch": round(state.clock.epoch, 4), **results}
     if options.do_eval and run.data.validation is not None:
         if run.evaluation is None or run.evaluated_step != state.clock.step:
             run.evaluate_now()

@@ -9,7 +9,7 @@ from sparse_accel import __version__
 from sparse_accel.compress.census import Census
 
 if TYPE_CHECKING:
-    from sparse_accel.runtime.run import Run
+    from sparse_accel.runtime.pauses import Run
 
 
 def model_card(run: Run, census: Census, results: Mapping[str, Any], command: str) -> str:

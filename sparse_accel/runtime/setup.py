@@ -89,9 +89,17 @@ def num_epochs(options: TrainOptions, recipe: Recipe) -> float:
     return recipe.num_epochs if recipe.num_epochs else options.num_train_epochs
 
 
-def overruled_flags(options: TrainOptions, recipe: Recipe) -> list[str]:
-    """One warning for each flag that was given and that the recipe overrules."""
+def calibration_steps(options: TrainOptions, recipe: Recipe) -> int | None:
+    """Batches that one-shot quantization takes its ranges from: the flag's, else the recipe's number."""
+    in_recipe = [modifier.num_calibration_steps for modifier in recipe.of(QuantizationModifier)]
+    return options.num_calibration_steps or next((number for number in in_recipe if number), None)
+
+
+def overruled_flags(options: TrainOptions, recipe: Recipe, total_steps: int) -> list[str]:
+    """One warning for each flag that was given and that the recipe, or the run's length, overrules."""
     warnings = []
+    if options.max_steps > total_steps > 0:
+        warnings.append(f"--max_steps {options.max_steps} is not reached: the run has {total_steps} steps")
     if "num_train_epochs" in options.explicit and recipe.num_epochs and recipe.num_epochs != options.num_train_epochs:
         warnings.append(
             f"the recipe's {recipe.num_epochs:g} epochs take the place of --num_train_epochs {options.num_train_epochs:g}"

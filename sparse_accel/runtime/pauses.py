@@ -1,0 +1,195 @@
+"""The pauses of the loop: log, check, evaluate and save, each at its own interval."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_accel.compress.census import Census
+from sparse_accel.compress.plan import check_masks
+from sparse_accel.compress.ranges import Phase, quantizers
+from sparse_accel.errors import InvariantError, OptionError, OutputError
+from sparse_accel.runtime import checkpoint, finishing, tracking
+from sparse_accel.runtime.evaluating import Evaluation, evaluate
+from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.training import TrainState, read_window
+from sparse_accel.session import Session
+from sparse_accel.tasks.base import TaskData
+from sparse_accel.timeline import Clock
+
+
+@dataclass
+class Run:
+    """One command under way: the session, its data and what the loop's pauses need."""
+
+    options: TrainOptions
+    session: Session
+    state: TrainState
+    data: TaskData
+    recipe_text: str
+    tokenizer: Any
+    screen: tracking.Screen
+    output_dir: Path
+    census_at_start: Census
+    evaluation: Evaluation | None = None
+    evaluated_step: int = -1
+    loss_text: str = ""
+    started: float = 0.0
+
+    # ---- pauses of the loop
+
+    def after_step(self, session: Session, state: TrainState) -> None:
+        """Log, check, evaluate and save where their intervals say so; the clock stands after the step."""
+        options, clock = self.options, state.clock
+        self.screen.step(clock.step, self._status(clock))
+        first = options.logging_first_step and clock.step == 1
+        if first or self._is_due(options.logging_strategy, options.logging_steps, clock):
+            self.log_window()
+        if options.check_sparsity_every and clock.step % options.check_sparsity_every == 0:
+            require_zeros(session)
+        if self._evaluation_is_due(clock):
+            self.evaluate_now()
+        saves = self._is_due(options.save_strategy, options.save_steps, clock)
+        if saves or (options.save_strategy == "steps" and clock.step == state.last_step):
+            self.save_now()
+
+    def _is_due(self, strategy: str, every: int | None, clock: Clock) -> bool:
+        if strategy == "steps":
+            return clock.step % (every or 1) == 0
+        return strategy == "epoch" and (clock.step % clock.steps_per_epoch == 0 or clock.step == self.state.last_step)
+
+    def _evaluation_is_due(self, clock: Clock) -> bool:
+        options = self.options
+        delay = options.eval_delay if options.eval_strategy == "epoch" else options.eval_delay / clock.steps_per_epoch
+        return self._is_due(options.eval_strategy, options.eval_steps, clock) and clock.has_reached(delay)
+
+    def _status(self, clock: Clock) -> str:
+        phase = PHASE_NAMES[current_phase(self.session.module)]
+        rate = self.session.optimizer.param_groups[0]["lr"]
+        return f"epoch {clock.epoch:.2f}  {phase}  lr {rate:.3g}{self.loss_text}"
+
+    def log_window(self) -> None:
+        """Write one line of the log: the mean loss terms since the last one, the rate of the last step, the phase."""
+        session, state, clock = self.session, self.state, self.state.clock
+        means = read_window(session, state)
+        if not means:
+            return
+        last = Clock(clock.step - 1, clock.steps_per_epoch)
+        values: dict[str, Any] = {
+            "epoch": round(clock.epoch, 4),
+            **means,
+            "learning_rate": session.optimizer.param_groups[0]["lr"],
+            "phase": PHASE_NAMES[current_phase(session.module)],
+            **session.recipe.metrics(session, last),
+        }
+        state.log_history.append({"step": clock.step, **values})
+        terms = "  ".join(f"{name.removesuffix('_loss')} {means[name]:.4f}" for name in sorted(means) if name != "loss")
+        self.loss_text = f"  loss {means['loss']:.4f}  ({terms})"
+        self.screen.line(clock.step, self._status(clock))
+        self._track(values)
+
+    def _track(self, values: dict[str, Any]) -> None:
+        for tracker in self.session.trackers:
+            tracker.log(self.state.clock.step, values)
+
+    def evaluate_now(self) -> Evaluation:
+        """Score the model as it is on the validation set and remember the best."""
+        assert self.data.validation is not None
+        state, options = self.state, self.options
+        self.evaluation = evaluate(
+            self.session,
+            self.data.validation,
+            self.data.collate,
+            prefix="eval",
+            on_batch=self.screen.batches("evaluating"),
+        )
+        self.evaluated_step = state.clock.step
+        scores = finishing.scores(self.evaluation.metrics)
+        named = "  ".join(f"{finishing.score_name(key)} {value:.2f}" for key, value in scores.items())
+        self.screen.say(f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  {named}")
+        state.log_history.append(
+            {"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics}
+        )
+        self._track(self.evaluation.metrics)
+        if options.metric_for_best_model is not None:
+            self._remember_best(self.evaluation.metrics)
+        return self.evaluation
+
+    def _remember_best(self, metrics: dict[str, float]) -> None:
+        options, state = self.options, self.state
+        if options.best_model_after_epoch is not None and state.clock.epoch <= options.best_model_after_epoch:
+            return
+        name = "eval_" + str(options.metric_for_best_model).removeprefix("eval_")
+        if name not in metrics:
+            known = ", ".join(key.removeprefix("eval_") for key in finishing.scores(metrics))
+            raise OptionError(
+                f"--metric_for_best_model {options.metric_for_best_model}: the evaluation reports {known}"
+            )
+        value = metrics[name]
+        sign = 1 if options.greater_is_better else -1
+        if state.best_metric is None or sign * value > sign * state.best_metric:
+            state.best_metric, state.best_checkpoint = value, f"checkpoint-{state.clock.step}"
+
+    def save_now(self) -> None:
+        """Write a checkpoint. A disk that is full costs this checkpoint, not the run."""
+        require_zeros(self.session)
+        state = self.state
+        state.seconds += time.perf_counter() - self.started
+        self.started = time.perf_counter()
+        try:
+            checkpoint.save(self.session, state, self.output_dir, extra=self._write_extra)
+        except OutputError as error:
+            self.screen.warn(f"{error}; training goes on, earlier checkpoints are untouched")
+            return
+        if self.session.accelerator.is_main_process:
+            keep = {state.best_checkpoint} if state.best_checkpoint else set()
+            checkpoint.prune_checkpoints(self.output_dir, self.options.save_total_limit, keep)
+
+    def _write_extra(self, folder: Path) -> None:
+        finishing.write_companions(self, folder)
+
+    def close(self) -> None:
+        """Take the bar away and close the logs, however the run ended."""
+        self.screen.stop_training()
+        for tracker in self.session.trackers:
+            tracker.close()
+
+    # ---- after the loop
+
+    def finish_training(self) -> None:
+        """Leave the loop: last log line, invariants, the best checkpoint where it was asked for."""
+        self.log_window()
+        self.screen.stop_training()
+        self.state.seconds += time.perf_counter() - self.started
+        require_zeros(self.session)
+        best = self.state.best_checkpoint
+        if self.options.load_best_model_at_end and best is not None:
+            checkpoint.load_model(self.session, self.output_dir / best)
+            self.screen.say(
+                f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})"
+            )
+            if best != f"checkpoint-{self.state.clock.step}":
+                self.evaluated_step = -1
+
+
+PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
+
+
+def current_phase(model: torch.nn.Module) -> Phase:
+    """What the quantizers do now; OFF for a model without any."""
+    return next((quantizer.phase for quantizer in quantizers(model).values()), Phase.OFF)
+
+
+def require_zeros(session: Session) -> None:
+    """Raise InvariantError when a pruned weight is no longer zero."""
+    revived = {name: count for name, count in check_masks(session.module).items() if count}
+    if revived:
+        name, count = next(iter(revived.items()))
+        raise InvariantError(
+            f"{count} pruned weights of {name} are no longer zero ({len(revived)} layers in all, rank "
+            f"{session.accelerator.process_index}); this must not happen: please report it"
+        )

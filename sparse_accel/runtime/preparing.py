@@ -1,0 +1,216 @@
+"""Everything before the first step: read, check, and only then write and shard."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sparse_accel.compress.census import Census
+from sparse_accel.compress.plan import CompressionPlan, install
+from sparse_accel.errors import OptionError
+from sparse_accel.modifiers.quantization import QuantizationModifier
+from sparse_accel.recipe.schema import Recipe
+from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
+from sparse_accel.runtime.batches import StepLoader
+from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.training import TrainState
+from sparse_accel.session import Session, Teacher
+from sparse_accel.tasks import resolve_task
+from sparse_accel.tasks.base import Task, TaskData
+from sparse_accel.timeline import Clock
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a command names, read and found to fit together; `model` carries its masks and quantizers."""
+
+    task: Task
+    tokenizer: Any
+    model: Any
+    data: TaskData
+    teacher: Teacher | None
+    plan: CompressionPlan
+    census: Census
+    notes: list[str]
+
+
+def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Screen) -> Run:
+    """From options to a run at its first step, or at a checkpoint's. Raises SparseAccelError for all that can be wrong,
+    before anything is written."""
+    torch.manual_seed(options.seed)
+    recipe = setup.load_recipe(options)
+    epochs = setup.num_epochs(options, recipe)
+    recipe.check(epochs)
+    refuse_hopeless_quantization(options, recipe)
+    output_dir, recipe_text = Path(options.output_dir), recipe.to_yaml() if recipe.modifiers else ""
+    command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
+    start = outputs.decide_start(
+        output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
+    )
+    parts = read_parts(options, recipe, accelerator)
+    loader = build_loader(options, parts, accelerator)
+    total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
+    last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
+    warnings = [*recipe.warnings, *setup.overruled_flags(options, recipe, total_steps)]
+    warnings += check_disk(options, parts.model, loader, last_step)
+
+    open_folder(accelerator, output_dir, command, clears=start.clears)
+    session = build_session(options, recipe, parts, loader, total_steps, accelerator)
+    # From here on each rank draws its own random numbers: dropout must not be the same everywhere.
+    torch.manual_seed(options.seed + accelerator.process_index)
+    state = TrainState(clock=Clock(0, loader.steps_per_epoch if loader else 1), last_step=last_step)
+    if start.checkpoint is not None:
+        state = checkpoint.load(session, start.checkpoint, last_step)
+    if accelerator.is_main_process and options.do_train:
+        session.trackers = open_trackers(options, accelerator, output_dir, state)
+
+    for note in [*([start.message] if start.message else []), *parts.notes]:
+        screen.say(note)
+    for warning in warnings:
+        screen.warn(warning)
+    if options.do_train and not options.one_shot:
+        screen.say(_announcement(parts, state, epochs, accelerator))
+        screen.start_training(last_step, state.clock.step)
+    return Run(
+        options=options,
+        session=session,
+        state=state,
+        data=parts.data,
+        recipe_text=recipe_text,
+        tokenizer=parts.tokenizer,
+        screen=screen,
+        output_dir=output_dir,
+        census_at_start=parts.census,
+        started=time.perf_counter(),
+    )
+
+
+def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) -> Parts:
+    """Load tokenizer, model, data and teacher, and give the model its masks and quantizers."""
+    task = resolve_task(options.task)
+    tokenizer = setup.load_student_tokenizer(options)
+    model, notes = setup.load_student(options, task)
+    with accelerator.local_main_process_first():  # the others find the features in the cache
+        data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
+    teacher, teacher_note = setup.load_teacher(options, recipe, task, model, tokenizer, accelerator)
+    census = Census.of(model)
+    plan = setup.plan_compression(recipe, model)
+    trained_plan = None if options.do_train else finishing.trained_plan(options.model_name_or_path)
+    plan = trained_plan or plan
+    setup.use_quantized_attention(plan, model)
+    install(model, plan, observe_padding=options.observe_padding)
+    if trained_plan is not None:
+        finishing.load_ranges(options.model_name_or_path, model)
+    notes = [*notes, *data.notes, *([teacher_note] if teacher_note else [])]
+    return Parts(task, tokenizer, model, data, teacher, plan, census, notes)
+
+
+def build_loader(options: TrainOptions, parts: Parts, accelerator: Accelerator) -> StepLoader | None:
+    """The training batches of this rank; None where nothing is trained."""
+    if not options.do_train:
+        return None
+    return setup.build_loader(options, parts.data.train, parts.data.collate, parts.task, accelerator)
+
+
+def build_session(
+    options: TrainOptions,
+    recipe: Recipe,
+    parts: Parts,
+    loader: StepLoader | None,
+    total_steps: int,
+    accelerator: Accelerator,
+) -> Session:
+    """Shard the model and put all that the loop needs into one place."""
+    accepts = setup.accepted_inputs(parts.model)
+    optimizer = setup.build_optimizer(options, parts.model)
+    base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
+    model, optimizer = setup.shard(accelerator, parts.model, optimizer, trains=options.do_train)
+    reduce_max, reduce_sum = setup.reductions(accelerator)
+    return Session(
+        accelerator=accelerator,
+        model=model,
+        module=accelerator.unwrap_model(model, keep_fp32_wrapper=True),
+        optimizer=optimizer,
+        recipe=recipe,
+        plan=parts.plan,
+        task=parts.task,
+        options=options,
+        loader=loader,
+        teacher=parts.teacher,
+        reduce_max=reduce_max,
+        reduce_sum=reduce_sum,
+        accepts=accepts,
+        base_lr=setup.flag_learning_rate(options, recipe, total_steps),
+        base_weight_decay=base_weight_decay,
+    )
+
+
+def check_disk(options: TrainOptions, model: Any, loader: StepLoader | None, last_step: int) -> list[str]:
+    """Raise OutputError when the disk cannot even hold the final model and a checkpoint; a warning when it is tight."""
+    warning = outputs.check_disk(
+        Path(options.output_dir),
+        checkpoint_bytes=checkpoint.checkpoint_bytes(model, num_moments=0 if options.optim == "sgd" else 2),
+        final_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        num_checkpoints=num_checkpoints(options, loader, last_step),
+    )
+    return [warning] if warning else []
+
+
+def num_checkpoints(options: TrainOptions, loader: StepLoader | None, last_step: int) -> int:
+    """How many checkpoints will lie in the folder at the end."""
+    if loader is None or options.one_shot or options.save_strategy == "no" or not last_step:
+        return 0
+    every = options.save_steps if options.save_strategy == "steps" else loader.steps_per_epoch
+    count = -(-last_step // every)
+    return min(count, options.save_total_limit) if options.save_total_limit else count
+
+
+def open_folder(accelerator: Accelerator, output_dir: Path, command: Mapping[str, Any], *, clears: bool) -> None:
+    """The main process takes possession of the output folder; the others wait for it."""
+    if accelerator.is_main_process:
+        outputs.open_folder(output_dir, command, sys.argv, clears=clears)
+    accelerator.wait_for_everyone()
+
+
+def open_trackers(options: TrainOptions, accelerator: Accelerator, output_dir: Path, state: TrainState) -> list[Any]:
+    """The log in JSON lines, and what `--report_to` names."""
+    trackers: list[Any] = [tracking.JsonLines(output_dir, state.clock.step)]
+    if accelerator.log_with:
+        name = options.run_name or output_dir.name
+        trackers.append(tracking.AccelerateTrackers(accelerator, name, options.to_json()))
+    return trackers
+
+
+def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: Accelerator) -> str:
+    features = len(parts.data.train) if parts.data.train is not None else 0
+    precision = accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32"
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    return (
+        f"{features:,} features, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
+        f"steps; {processes} on {accelerator.device.type}, {precision}"
+    )
+
+
+def refuse_hopeless_quantization(options: TrainOptions, recipe: Recipe) -> None:
+    """Quantization needs ranges: from training, or in one shot from calibration batches. Raises OptionError."""
+    quantization = recipe.of(QuantizationModifier)
+    if not quantization:
+        return
+    where = recipe.where(quantization[0])
+    if options.one_shot and not setup.calibration_steps(options, recipe):
+        raise OptionError(
+            f"{where}: --one_shot with quantization needs batches to take the ranges from: give --num_calibration_steps"
+        )
+    if not options.do_train:
+        raise OptionError(
+            f"{where}: without --do_train a QuantizationModifier has no ranges; a trained folder brings its own, so leave "
+            "--recipe out to evaluate one"
+        )
