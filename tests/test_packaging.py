@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from packaging.requirements import Requirement
 
 import sparse_accel
@@ -140,3 +141,13 @@ def test_an_interpreter_that_was_asked_for_is_used_or_refused(tmp_path: Path) ->
     refused = _find_python(tmp_path, str(tmp_path / "python3.9"))
     assert refused.returncode == 2
     assert "python3.9" in refused.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_launch_config_is_one_and_says_precision_and_clipping_aloud(path: Path) -> None:
+    config = load_config_from_file(str(path))  # refuses keys that accelerate does not know
+    assert config.mixed_precision == "no"
+    text = path.read_text("utf-8")
+    assert "\n# Precision: " in text
+    assert "\n# Gradient clipping: " in text
+    assert f"--config_file launch_configs/{path.name} " in text

@@ -35,11 +35,11 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 class DemoSettings:
     """What shapes the demo's result; a folder holds one of them."""
 
-    train_questions: int = 3000
+    train_questions: int = 2500
     validation_questions: int = 400
     sparsity: float = 0.6
     teacher_epochs: float = 1.0
-    student_epochs: float = 1.5
+    student_epochs: float = 1.0
     seed: int = 42
 
 
@@ -83,12 +83,12 @@ def _steps(folder: Path, encoder: Path, settings: DemoSettings, console: Console
         return lambda: _run(list(command), console)
 
     data = folder / "data"
-    teacher_arguments = {"num_epochs": settings.teacher_epochs, "init_lr": 3e-4, "warmup_epoch": 0.1}
+    teacher_arguments = {"num_epochs": settings.teacher_epochs, "init_lr": 4e-4, "warmup_epoch": 0.1}
     # The last third quantized, half of it with fixed ranges.
     quantization_start = round(settings.student_epochs * 2 / 3, 4)
     student_arguments = {
         "num_epochs": settings.student_epochs,
-        "init_lr": 3e-4,
+        "init_lr": 4e-4,
         "qat_start_epoch": quantization_start,
         "observer_epoch": round(settings.student_epochs * 5 / 6, 4),
         "distill_temperature": 2.0,
@@ -112,15 +112,15 @@ def _steps(folder: Path, encoder: Path, settings: DemoSettings, console: Console
         ),
         _Step(
             "pruned",
-            f"Prune the encoder: {settings.sparsity:.0%} of its linear weights to zero, by magnitude",
+            f"Prune its encoder: the smallest {settings.sparsity:.0%} of the linear weights become zero",
             run(
-                *(_script("sparse_accel"), "prune", str(folder / "encoder")),
+                *(_script("sparse_accel"), "prune", str(folder / "teacher")),
                 *("--sparsity", str(settings.sparsity), "--output_dir", str(folder / "pruned")),
             ),
         ),
         _Step(
             "student",
-            "Sparse transfer: fine-tune the pruned encoder with the teacher's help, then quantization-aware",
+            "Train what is left with the teacher's help, its zeros held, and quantization-aware at the end",
             run(
                 *_train_command(folder, "student", settings),
                 *("--model_name_or_path", str(folder / "pruned"), "--distill_teacher", str(folder / "teacher")),

@@ -57,8 +57,13 @@ def quantized_attention(
     causal = attention_mask is None and query.size(2) > 1 and bool(kwargs.get("is_causal", _is_causal(module)))
     scores_matmul: Any = getattr(module, SCORES_MATMUL, None)
     context_matmul: Any = getattr(module, CONTEXT_MATMUL, None)
-    if _is_active(scores_matmul) and _is_active(context_matmul):
-        scores = scores_matmul(query, key.transpose(2, 3), left_tokens=(2,), right_tokens=(3,), output_tokens=(2, 3))
+    if _is_active(scores_matmul) or _is_active(context_matmul):
+        if _is_active(scores_matmul):
+            scores = scores_matmul(
+                query, key.transpose(2, 3), left_tokens=(2,), right_tokens=(3,), output_tokens=(2, 3)
+            )
+        else:
+            scores = torch.matmul(query, key.transpose(2, 3))
         scores = scores * scaling
         if causal:
             attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -67,7 +72,10 @@ def quantized_attention(
         elif attention_mask is not None:
             scores = scores + attention_mask
         probabilities = F.dropout(torch.softmax(scores, dim=-1), p=dropout, training=module.training)
-        context = context_matmul(probabilities, value, left_tokens=(2, 3), right_tokens=(2,), output_tokens=(2,))
+        if _is_active(context_matmul):
+            context = context_matmul(probabilities, value, left_tokens=(2, 3), right_tokens=(2,), output_tokens=(2,))
+        else:
+            context = torch.matmul(probabilities, value)
         return context.transpose(1, 2).contiguous(), probabilities
     context = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=causal, scale=scaling

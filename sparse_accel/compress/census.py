@@ -70,7 +70,7 @@ class Census:
         """Count a model, or a state dict of one (where a matrix called `.weight` that is no embedding counts as
         prunable).
 
-        Waits for the device once.
+        Waits for the device.
         """
         tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else dict(model)
         if isinstance(model, nn.Module):

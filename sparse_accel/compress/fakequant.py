@@ -87,7 +87,7 @@ def scale_and_zero_point(min_val: Tensor, max_val: Tensor, spec: QuantSpec) -> t
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
     """`x` rounded to the grid, in x's dtype; computed in fp32 without waiting for the device.
 
-    (clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale. The gradient passes straight
+    (clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max) - zero_point) * scale. The gradient passes straight
     through where x lies on the grid's range and is 0 where it was clamped (Bengio et al. 2013). Scale and zero point
     are 0-dimensional, or one per index of `spec.channel_axis`.
     """

@@ -39,6 +39,8 @@ class ObservationContext:
 
     def __init__(self, observe_padding: bool = False) -> None:
         self.observe_padding = observe_padding
+        # False for a micro-batch that only keeps a rank in step with the others: its features count for nothing.
+        self.counts = True
         self.step = 0
         self.tokens: Tensor | None = None
 
@@ -156,6 +158,8 @@ class ActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def _collect(self, x: Tensor, token_dims: tuple[int, ...]) -> None:
+        if not self.context.counts:
+            return
         low, high = observed_range(x, None if self.context.observe_padding else self.context.tokens, token_dims)
         if self.pending is not None:
             low, high = torch.minimum(low, self.pending[0]), torch.maximum(high, self.pending[1])
@@ -223,8 +227,21 @@ def set_phase(model: nn.Module, phase: Phase) -> None:
 
 def begin_step(model: nn.Module, step: int) -> None:
     """Tell the quantizers which optimizer step begins: weights are observed once in it."""
-    for quantizer in quantizers(model).values():
-        quantizer.context.step = step
+    context = _context(model)
+    if context is not None:
+        context.step = step
+
+
+def observe_tokens(model: nn.Module, counts: bool) -> None:
+    """Say whether the micro-batch that follows takes part in activation ranges."""
+    context = _context(model)
+    if context is not None:
+        context.counts = counts
+
+
+def _context(model: nn.Module) -> ObservationContext | None:
+    """The one that all quantizers of the model share."""
+    return next((module.context for module in model.modules() if isinstance(module, Quantizer)), None)
 
 
 def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:

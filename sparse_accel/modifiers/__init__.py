@@ -49,7 +49,7 @@ REFUSED: dict[str, str] = {
     "LearningRateModifier": "use LearningRateFunctionModifier, or one SetLearningRateModifier for each level",
     "SetParamModifier": "setting parameters is not offered: change the model's weights before training",
     "GradualParamModifier": "setting parameters is not offered: change the model's weights before training",
-    "SparsificationLoggingModifier": "leave it out: sparsity is logged and reported without it",
+    "SparsificationLoggingModifier": "leave it out: sparsity is checked in training and reported at the end without it",
     "ConstantPruning": _SESSION_API + "use ConstantPruningModifier",
     "GPTQModifier": _SESSION_API + "use QuantizationModifier",
     "LegacyQuantizationModifier": _SESSION_API + "use QuantizationModifier",

@@ -99,9 +99,9 @@ class Recipe:
         masking = [modifier for modifier in self.modifiers if any(knob.startswith("mask:") for knob in modifier.owns())]
         for one, other in combinations(masking, 2):
             shared = [name for name in plan.masked_by(one) if name in set(plan.masked_by(other))]
-            if shared and _overlap(one, other):
+            if shared:
                 raise RecipeError(
-                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]} at the same time",
+                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]}; let one of them do it",
                     self.where(other),
                 )
         if self.modifiers and not any(parameter.requires_grad for parameter in model.parameters()):

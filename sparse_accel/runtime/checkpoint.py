@@ -55,6 +55,15 @@ def checkpoints(output_dir: Path) -> list[SavedCheckpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def is_ours(checkpoint: Path) -> bool:
+    """Whether this program wrote the checkpoint."""
+    try:
+        document = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and "sparse_accel_checkpoint" in document
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file under a temporary name beside `path`, then rename; on failure nothing is left behind."""
     partial = path.with_name(f".{path.name}.partial")
@@ -134,6 +143,7 @@ def _write_main(session: Session, state: TrainState, partial: Path, extra: Calla
         "best_metric": state.best_metric,
         "best_model_checkpoint": state.best_checkpoint,
         "seconds": state.seconds,
+        "loss_scaler": session.accelerator.scaler.state_dict() if session.accelerator.scaler is not None else None,
         "log_history": state.log_history,
     }
     (partial / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
@@ -143,8 +153,16 @@ def _publish(partial: Path, final: Path) -> None:
     for file in partial.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    if final.exists():
+        if not is_ours(final):
+            raise OSError(f"{final} is in the way and was not written by sparse_accel")
+        # The same step saved once more: the old one goes only when the new one stands.
+        outdated = final.with_name(f".{final.name}.old.partial")
+        os.replace(final, outdated)
+        os.replace(partial, final)
+        shutil.rmtree(outdated)
+    else:
+        os.replace(partial, final)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
@@ -185,35 +203,47 @@ def prune_checkpoints(output_dir: Path, limit: int | None, keep: set[str]) -> li
     return doomed
 
 
+def read_document(checkpoint: Path) -> dict[str, Any]:
+    """`trainer_state.json` of a checkpoint. Raises OutputError when it is damaged or not this program's."""
+    try:
+        document = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(_damaged(checkpoint / STATE_FILE, error)) from error
+    if not isinstance(document, dict) or document.get("sparse_accel_checkpoint") != FORMAT:
+        raise OutputError(f"{checkpoint}: {STATE_FILE} was not written by this program")
+    return document
+
+
+def check(checkpoint: Path, steps_per_epoch: int, num_processes: int) -> None:
+    """Raise OutputError when the checkpoint is not of a run like this one; reads only its `trainer_state.json`."""
+    document = read_document(checkpoint)
+    if document["steps_per_epoch"] != steps_per_epoch:
+        raise OutputError(
+            f"{checkpoint} was written with {document['steps_per_epoch']} steps an epoch, this run has {steps_per_epoch}: "
+            "the data, the batch size, the accumulation or the number of processes differ"
+        )
+    if document["world_size"] != num_processes:
+        raise OutputError(
+            f"{checkpoint} was written by {document['world_size']} processes, this run has {num_processes}; resume with as many"
+        )
+
+
 def load(session: Session, checkpoint: Path, last_step: int) -> TrainState:
     """Restore weights, masks, ranges, optimizer and random numbers, and return where the run stood.
 
-    Raises OutputError when the checkpoint does not fit this run (another model, another number of steps per epoch).
+    Raises OutputError when a file is damaged or does not fit this run's model.
     """
-    document = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
-    if document.get("sparse_accel_checkpoint") != FORMAT:
-        raise OutputError(
-            f"{checkpoint}: {STATE_FILE} is not of this program (format {document.get('sparse_accel_checkpoint')})"
-        )
-    spe = session.loader.steps_per_epoch
-    if document["steps_per_epoch"] != spe:
-        raise OutputError(
-            f"{checkpoint} was written with {document['steps_per_epoch']} steps an epoch, this run has {spe}: the data, the "
-            "batch size, the accumulation or the number of processes differ"
-        )
-    if document["world_size"] != session.accelerator.num_processes:
-        raise OutputError(
-            f"{checkpoint} was written by {document['world_size']} processes, this run has {session.accelerator.num_processes}; "
-            "resume with as many"
-        )
+    document = read_document(checkpoint)
     load_model(session, checkpoint)
-    load_optimizer(session, load_file(checkpoint / "optimizer.safetensors"))
+    load_optimizer(session, _read(checkpoint / "optimizer.safetensors"))
     accelerator = session.accelerator
-    own = load_file(checkpoint / f"rank-{accelerator.process_index}.safetensors")
+    if accelerator.scaler is not None and document["loss_scaler"] is not None:
+        accelerator.scaler.load_state_dict(document["loss_scaler"])
+    own = _read(checkpoint / f"rank-{accelerator.process_index}.safetensors")
     set_rng_state(_under(own, "rng."))
     sums = {name: value.to(accelerator.device) for name, value in own.items() if not name.startswith("rng.")}
     return TrainState(
-        clock=Clock(document["global_step"], spe),
+        clock=Clock(document["global_step"], document["steps_per_epoch"]),
         last_step=last_step,
         total_loss=sums.get("total_loss"),
         window=_under(sums, "window."),
@@ -225,13 +255,24 @@ def load(session: Session, checkpoint: Path, last_step: int) -> TrainState:
     )
 
 
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error}); remove its folder to resume from the checkpoint before it"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(_damaged(path, error)) from error
+
+
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def load_model(session: Session, checkpoint: Path) -> None:
     """Load the model's whole state; every key must be there. Raises OutputError otherwise."""
-    tensors = load_file(checkpoint / "model.safetensors")
+    tensors = _read(checkpoint / "model.safetensors")
     try:
         session.module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -252,11 +293,14 @@ def load_optimizer(session: Session, tensors: dict[str, Tensor]) -> None:
     """Put saved state back under the parameters of the same names."""
     parameters = dict(session.module.named_parameters())
     state = session.optimizer.state
+    # AdamW counts its steps on the CPU unless it is fused: then beside the parameter, as its moments always are.
+    counts_on_cpu = not any(group.get("fused") for group in session.optimizer.param_groups)
     for full_name, value in tensors.items():
-        name, key = full_name.rsplit("/", 1)
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise OutputError(f"the checkpoint's optimizer knows {name}, which the model of this run does not train")
         parameter = parameters[name]
-        # Adam keeps its step counters on the CPU; moments live beside their parameter.
-        state[parameter][key] = value if value.dim() == 0 and key == "step" else value.to(parameter.device)
+        state[parameter][key] = value if key == "step" and counts_on_cpu else value.to(parameter.device)
 
 
 def rng_state() -> dict[str, Tensor]:

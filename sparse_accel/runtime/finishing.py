@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.layers import compressed_layers
 from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state, set_phase
-from sparse_accel.compress.ranges import Phase, load_quantization_state, without_range
+from sparse_accel.compress.ranges import Phase, load_quantization_state, quantizers, without_range
 from sparse_accel.errors import InvariantError, ModelError
 from sparse_accel.runtime import outputs
 from sparse_accel.runtime.checkpoint import write_text
@@ -72,7 +72,7 @@ def finish(run: Run) -> None:
             "log_history": state.log_history,
         }
 
-    ranges = quantization_state(session.module)
+    ranges = present_ranges(session.module)
     unused = without_range(session.module) if options.do_train and ranges else []
     masks = {
         f"{name}.weight": layer.mask.cpu()
@@ -83,27 +83,21 @@ def finish(run: Run) -> None:
     census = Census.of(session.module, session.plan)
     if session.accelerator.is_main_process:
         card = model_card(run, census, results, command=describe_command(options)) if options.do_train else None
-        outputs.publish(run.output_dir, lambda folder: _write_all(run, folder, files, ranges, card))
+        outputs.publish(
+            run.output_dir,
+            lambda folder: _write_all(run, folder, files, card, ranges),
+            replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE),
+        )
         outputs.record_files(run.output_dir, [LOG_FILE])
         if options.do_train:
             check_saved(run.output_dir, masks)
-        if unused and current_is_active(run):
+        if unused:
             run.screen.warn(
                 f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task"
             )
         run.screen.console.print(summary(run, census, results))
         if options.do_train:
             run.screen.say(f"written to {run.output_dir}")
-
-
-def current_is_active(run: Run) -> bool:
-    """Whether quantization had begun when the run ended."""
-    from sparse_accel.modifiers.quantization import QuantizationModifier
-
-    clock = run.state.clock
-    return run.options.one_shot or any(
-        clock.has_reached(modifier.start_epoch or 0.0) for modifier in run.session.recipe.of(QuantizationModifier)
-    )
 
 
 def _train_results(run: Run) -> dict[str, Any]:
@@ -122,28 +116,40 @@ def _train_results(run: Run) -> dict[str, Any]:
     return results
 
 
-def _write_all(run: Run, folder: Path, files: dict[str, Any], ranges: dict[str, Tensor], card: str | None) -> None:
+def _write_all(run: Run, folder: Path, files: dict[str, Any], card: str | None, ranges: dict[str, Tensor]) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
     module: Any = run.session.module
     module.save_pretrained(folder)
-    write_companions(run, folder)
-    if ranges:
-        save_file(ranges, folder / RANGES_FILE)
+    write_companions(run, folder, ranges)
     (folder / "README.md").write_text(card, "utf-8")
 
 
-def write_companions(run: Run, folder: Path) -> None:
-    """What stands beside weights, in a checkpoint as in the final folder: config, tokenizer, plan and resolved recipe."""
+def write_companions(run: Run, folder: Path, ranges: Mapping[str, Tensor]) -> None:
+    """What stands beside weights, in a checkpoint as in the final folder: config, tokenizer, plan, ranges and resolved
+    recipe. `ranges` is empty before quantization has begun."""
     module: Any = run.session.module
     module.config.save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
+    try:
+        run.tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises a bare Exception, also for a disk that is full
+        raise OSError(str(error)) from error
     if run.session.plan.modules:
         run.session.plan.save(folder / PLAN_FILE)
+    if ranges:
+        save_file(dict(ranges), folder / RANGES_FILE)
     if run.recipe_text:
         write_text(folder / RECIPE_FILE, run.recipe_text)
+
+
+def present_ranges(module: nn.Module) -> dict[str, Tensor]:
+    """Ranges and scales of all quantizers; none while nothing is quantized yet."""
+    is_quantized = any(quantizer.phase is not Phase.OFF for quantizer in quantizers(module).values())
+    return quantization_state(module) if is_quantized else {}
 
 
 def trained_plan(folder: str) -> CompressionPlan | None:

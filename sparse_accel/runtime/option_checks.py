@@ -149,7 +149,7 @@ def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
                 f"--{name}: needs --load_best_model_at_end or --metric_for_best_model",
             )
     if options.metric_for_best_model is not None:
-        metrics = METRICS[options.task] + (METRICS_WITH_NEGATIVES if options.version_2_with_negative else ())
+        metrics = METRICS_WITH_NEGATIVES if options.version_2_with_negative else METRICS[options.task]
         metric = options.metric_for_best_model.removeprefix("eval_")
         _refuse(metric == "loss", "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match")
         _refuse(

@@ -37,7 +37,16 @@ TRACKERS: Final = {
 # What an evaluation of each task reports, without the prefix `eval_`; the first is the default of
 # `--metric_for_best_model`.
 METRICS: Final = {"question_answering": ("f1", "exact_match")}
-METRICS_WITH_NEGATIVES: Final = ("HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "best_f1", "best_exact")
+METRICS_WITH_NEGATIVES: Final = (
+    "f1",
+    "exact",
+    "HasAns_f1",
+    "HasAns_exact",
+    "NoAns_f1",
+    "NoAns_exact",
+    "best_f1",
+    "best_exact",
+)
 
 TRUE_WORDS: Final = frozenset({"true", "yes", "on", "t", "y", "1"})
 FALSE_WORDS: Final = frozenset({"false", "no", "off", "f", "n", "0"})

@@ -13,10 +13,23 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparse_accel.errors import OutputError
-from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, write_json
+from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
 
 RUN_FILE = "run.json"
+RESULTS_FILE = "all_results.json"
 FORMAT = 1
+
+# What a finished run leaves in its folder, whatever the model: --overwrite_output_dir replaces none of it unless it is ours.
+_WRITTEN = frozenset(
+    {
+        "README.md", "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
+        "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "recipe.yaml",
+        "compression_plan.json", "quantization.safetensors", "trainer_state.json", "train_log.jsonl", RESULTS_FILE,
+        "train_results.json", "eval_results.json", "predict_results.json", "eval_predictions.json",
+        "eval_nbest_predictions.json", "eval_null_odds.json", "predict_predictions.json",
+        "predict_nbest_predictions.json", "predict_null_odds.json", RUN_FILE,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,29 +59,55 @@ def _digest(path: Path) -> str:
 def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: bool, resume: str | bool | None) -> Start:
     """Whether this run may use `output_dir`, and from where it begins; writes nothing.
 
-    Raises OutputError when the folder holds something else than this command's own earlier run.
+    Raises OutputError when the folder holds something else than this command's own unfinished run.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise OutputError(f"--output_dir {output_dir} is a file; name a folder")
-    if isinstance(resume, str):
-        return _explicit(Path(resume), overwrite=overwrite and _is_inside(Path(resume), output_dir))
+    named = Path(resume) if isinstance(resume, str) else None
+    if named is not None and not (named / STATE_FILE).is_file():
+        raise OutputError(f"--resume_from_checkpoint {named}: no complete checkpoint there ({STATE_FILE} is missing)")
+    message = f"resuming from {named}" if named is not None else None
     if overwrite:
-        if resume is True:
+        if resume is True or (named is not None and _is_inside(named, output_dir)):
             raise OutputError(
                 "--overwrite_output_dir starts anew and --resume_from_checkpoint continues; give one of them"
             )
-        return Start(None, None, clears=True)
-    earlier = _earlier_command(output_dir)
-    saved = checkpoints(output_dir)
+        _refuse_files_of_others(output_dir)
+        return Start(named, message, clears=True)
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         if resume is True:
             raise OutputError(f"--resume_from_checkpoint: {output_dir} has no checkpoint")
-        return Start(None, None)
-    if earlier is None:
+        return Start(named, message)
+    _refuse_other_command(output_dir, command)
+    if named is not None:
+        return Start(named, message)
+    if resume is False:
+        raise OutputError(
+            f"--output_dir {output_dir} holds this command's earlier run and --resume_from_checkpoint False forbids to "
+            "continue it; give --overwrite_output_dir to start anew"
+        )
+    saved = checkpoints(output_dir)
+    if saved:
+        return Start(saved[-1].path, f"resuming this command from {saved[-1].path} (step {saved[-1].step})")
+    if resume is True:
+        raise OutputError(f"--resume_from_checkpoint: {output_dir} has no complete checkpoint")
+    if RESULTS_FILE in _own_files(output_dir):
+        raise OutputError(
+            f"--output_dir {output_dir} holds this command's finished run; give --overwrite_output_dir to do it again"
+        )
+    return Start(
+        None, f"{output_dir} holds an earlier start of this command without a checkpoint; starting from the beginning"
+    )
+
+
+def _refuse_other_command(output_dir: Path, command: Mapping[str, Any]) -> None:
+    document = _run_document(output_dir)
+    if document is None:
         raise OutputError(
             f"--output_dir {output_dir} is not empty and was not written by this command; name another folder, or give "
             "--overwrite_output_dir to start anew there (it removes only what sparse_accel wrote)"
         )
+    earlier = document["command"]
     differing = [name for name in sorted({*earlier, *command}) if earlier.get(name) != command.get(name)]
     if differing:
         shown = "; ".join(f"{name}: {earlier.get(name)} there, {command.get(name)} now" for name in differing[:5])
@@ -76,41 +115,23 @@ def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: boo
             f"--output_dir {output_dir} holds a run of another command ({shown}); name another folder, or give "
             "--overwrite_output_dir to start anew there"
         )
-    if resume is False:
-        raise OutputError(
-            f"--output_dir {output_dir} holds this command's earlier run and --resume_from_checkpoint False forbids to continue it; "
-            "give --overwrite_output_dir to start anew"
-        )
-    if not saved:
-        if resume is True:
-            raise OutputError(f"--resume_from_checkpoint: {output_dir} has no complete checkpoint")
-        return Start(
-            None,
-            f"{output_dir} holds an earlier start of this command without a checkpoint; starting from the beginning",
-        )
-    latest = saved[-1]
-    return Start(latest.path, f"resuming this command from {latest.path} (step {latest.step})")
 
 
-def _explicit(checkpoint: Path, *, overwrite: bool) -> Start:
-    if overwrite:
+def _refuse_files_of_others(output_dir: Path) -> None:
+    """Starting anew removes what this program wrote; a file of somebody else's under a name that it needs stays."""
+    if not output_dir.is_dir():
+        return
+    ours = {*_own_files(output_dir), RUN_FILE}
+    in_the_way = sorted(path.name for path in output_dir.iterdir() if path.name in _WRITTEN and path.name not in ours)
+    if in_the_way:
         raise OutputError(
-            "--overwrite_output_dir would remove the checkpoint that --resume_from_checkpoint names; give one of them"
+            f"--output_dir {output_dir} holds files that sparse_accel did not write and would have to replace: "
+            f"{', '.join(in_the_way)}; move them, or name another folder"
         )
-    if not (checkpoint / STATE_FILE).is_file():
-        raise OutputError(
-            f"--resume_from_checkpoint {checkpoint}: no complete checkpoint there ({STATE_FILE} is missing)"
-        )
-    return Start(checkpoint, f"resuming from {checkpoint}")
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
-
-
-def _earlier_command(output_dir: Path) -> dict[str, Any] | None:
-    document = _run_document(output_dir)
-    return None if document is None else document.get("command")
 
 
 def _run_document(output_dir: Path) -> dict[str, Any] | None:
@@ -121,9 +142,8 @@ def _run_document(output_dir: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OutputError(f"{path} is damaged ({error}); give --overwrite_output_dir to start anew") from error
-    if not isinstance(document, dict) or document.get("sparse_accel_run") != FORMAT:
-        return None
-    return document
+    ours = isinstance(document, dict) and document.get("sparse_accel_run") == FORMAT
+    return document if ours and isinstance(document.get("command"), dict) else None
 
 
 def check_disk(output_dir: Path, *, checkpoint_bytes: int, final_bytes: int, num_checkpoints: int) -> str | None:
@@ -176,7 +196,7 @@ def _clear(output_dir: Path) -> None:
         if Path(name).name == name:
             (output_dir / name).unlink(missing_ok=True)
     for checkpoint in checkpoints(output_dir):
-        if "sparse_accel_checkpoint" in json.loads((checkpoint.path / STATE_FILE).read_text("utf-8")):
+        if is_ours(checkpoint.path):
             shutil.rmtree(checkpoint.path)
     _clear_partials(output_dir)
     (output_dir / RUN_FILE).unlink(missing_ok=True)
@@ -199,8 +219,10 @@ def record_files(output_dir: Path, names: list[str]) -> None:
         write_json(output_dir / RUN_FILE, document)
 
 
-def publish(output_dir: Path, write: Callable[[Path], None]) -> list[str]:
+def publish(output_dir: Path, write: Callable[[Path], None], *, replaced: tuple[str, ...] = ()) -> list[str]:
     """Let `write` fill a temporary folder, then move each file into `output_dir` by rename; returns their names.
+
+    A file named in `replaced` that an earlier run left and that was not written this time goes.
 
     Raises OutputError when the disk is full or the folder not writable; what lay in `output_dir` is whole then.
     """
@@ -213,6 +235,9 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> list[str]:
         record_files(output_dir, names)
         for name in names:
             (partial / name).replace(output_dir / name)
+        for name in replaced:
+            if name not in names and name in _own_files(output_dir):
+                (output_dir / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{output_dir} could not be written: {error}; its checkpoints are untouched") from error
     finally:

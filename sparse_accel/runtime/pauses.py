@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from sparse_accel.errors import InvariantError, OptionError, OutputError
 from sparse_accel.runtime import checkpoint, finishing, tracking
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.training import TrainState, read_window
+from sparse_accel.runtime.training import NOT_FINITE, TrainState, read_window
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.timeline import Clock
@@ -45,17 +46,22 @@ class Run:
     def after_step(self, session: Session, state: TrainState) -> None:
         """Log, check, evaluate and save where their intervals say so; the clock stands after the step."""
         options, clock = self.options, state.clock
-        self.screen.step(clock.step, self._status(clock))
+        if self.screen.has_bar:
+            self.screen.step(clock.step, self._status(clock))
         first = options.logging_first_step and clock.step == 1
         if first or self._is_due(options.logging_strategy, options.logging_steps, clock):
             self.log_window()
         if options.check_sparsity_every and clock.step % options.check_sparsity_every == 0:
             require_zeros(session)
+        best_so_far = state.best_metric, state.best_checkpoint
         if self._evaluation_is_due(clock):
-            self.evaluate_now()
+            evaluation = self.evaluate_now()
+            if options.metric_for_best_model is not None:
+                self._remember_best(evaluation.metrics)
         saves = self._is_due(options.save_strategy, options.save_steps, clock)
         if saves or (options.save_strategy == "steps" and clock.step == state.last_step):
-            self.save_now()
+            if not self.save_now():
+                state.best_metric, state.best_checkpoint = best_so_far
 
     def _is_due(self, strategy: str, every: int | None, clock: Clock) -> bool:
         if strategy == "steps":
@@ -97,9 +103,9 @@ class Run:
             tracker.log(self.state.clock.step, values)
 
     def evaluate_now(self) -> Evaluation:
-        """Score the model as it is on the validation set and remember the best."""
+        """Score the model as it is on the validation set."""
         assert self.data.validation is not None
-        state, options = self.state, self.options
+        state = self.state
         self.evaluation = evaluate(
             self.session,
             self.data.validation,
@@ -115,8 +121,6 @@ class Run:
             {"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics}
         )
         self._track(self.evaluation.metrics)
-        if options.metric_for_best_model is not None:
-            self._remember_best(self.evaluation.metrics)
         return self.evaluation
 
     def _remember_best(self, metrics: dict[str, float]) -> None:
@@ -134,23 +138,28 @@ class Run:
         if state.best_metric is None or sign * value > sign * state.best_metric:
             state.best_metric, state.best_checkpoint = value, f"checkpoint-{state.clock.step}"
 
-    def save_now(self) -> None:
-        """Write a checkpoint. A disk that is full costs this checkpoint, not the run."""
-        require_zeros(self.session)
+    def save_now(self) -> bool:
+        """Write a checkpoint; whether that worked. A disk that is full costs this checkpoint, not the run.
+
+        Raises InvariantError rather than save a model that has broken a promise.
+        """
         state = self.state
+        require_zeros(self.session)
+        require_finite(self.session, state)
         state.seconds += time.perf_counter() - self.started
         self.started = time.perf_counter()
         try:
             checkpoint.save(self.session, state, self.output_dir, extra=self._write_extra)
         except OutputError as error:
             self.screen.warn(f"{error}; training goes on, earlier checkpoints are untouched")
-            return
+            return False
         if self.session.accelerator.is_main_process:
             keep = {state.best_checkpoint} if state.best_checkpoint else set()
             checkpoint.prune_checkpoints(self.output_dir, self.options.save_total_limit, keep)
+        return True
 
     def _write_extra(self, folder: Path) -> None:
-        finishing.write_companions(self, folder)
+        finishing.write_companions(self, folder, finishing.present_ranges(self.session.module))
 
     def close(self) -> None:
         """Take the bar away and close the logs, however the run ended."""
@@ -168,12 +177,17 @@ class Run:
         require_zeros(self.session)
         best = self.state.best_checkpoint
         if self.options.load_best_model_at_end and best is not None:
-            checkpoint.load_model(self.session, self.output_dir / best)
-            self.screen.say(
-                f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})"
-            )
-            if best != f"checkpoint-{self.state.clock.step}":
-                self.evaluated_step = -1
+            self._return_to(best)
+
+    def _return_to(self, best: str) -> None:
+        """Put the best checkpoint's model in place of the last, with masks and quantizers as they were then."""
+        session, clock = self.session, self.state.clock
+        checkpoint.load_model(session, self.output_dir / best)
+        step = checkpoint.read_document(self.output_dir / best)["global_step"]
+        session.recipe.on_step_start(session, Clock(step - 1, clock.steps_per_epoch))
+        self.screen.say(f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})")
+        if step != clock.step:
+            self.evaluated_step = -1
 
 
 PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
@@ -193,3 +207,12 @@ def require_zeros(session: Session) -> None:
             f"{count} pruned weights of {name} are no longer zero ({len(revived)} layers in all, rank "
             f"{session.accelerator.process_index}); this must not happen: please report it"
         )
+
+
+def require_finite(session: Session, state: TrainState) -> None:
+    """Raise InvariantError when a loss since the start was not finite: what it led to must not take a checkpoint's place."""
+    if state.total_loss is None:
+        return
+    total = session.reduce_sum(state.total_loss).item()
+    if not math.isfinite(total):
+        raise InvariantError(NOT_FINITE.format(step=state.clock.step, epoch=state.clock.epoch))

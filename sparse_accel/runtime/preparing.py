@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import CompressionPlan, install
-from sparse_accel.errors import OptionError
+from sparse_accel.errors import OptionError, RecipeError
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
@@ -52,6 +52,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     refuse_hopeless_quantization(options, recipe)
     output_dir, recipe_text = Path(options.output_dir), recipe.to_yaml() if recipe.modifiers else ""
     command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
+    command["precision"] = accelerator.mixed_precision  # the launcher may have chosen it
     start = outputs.decide_start(
         output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
     )
@@ -59,7 +60,12 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     loader = build_loader(options, parts, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
     last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
+    if loader is not None:
+        refuse_late_quantization(recipe, Clock(0, loader.steps_per_epoch), total_steps)
+        if start.checkpoint is not None:
+            checkpoint.check(start.checkpoint, loader.steps_per_epoch, accelerator.num_processes)
     warnings = [*recipe.warnings, *setup.overruled_flags(options, recipe, total_steps)]
+    warnings += setup.idle_options(options, recipe)
     warnings += check_disk(options, parts.model, loader, last_step)
 
     open_folder(accelerator, output_dir, command, clears=start.clears)
@@ -69,8 +75,15 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     state = TrainState(clock=Clock(0, loader.steps_per_epoch if loader else 1), last_step=last_step)
     if start.checkpoint is not None:
         state = checkpoint.load(session, start.checkpoint, last_step)
+        if state.clock.step > last_step:
+            warnings.append(
+                f"the checkpoint stands at step {state.clock.step}, past --max_steps {options.max_steps}: nothing is trained"
+            )
+        if state.clock.step:
+            # What held in the last step holds until the next one: there may be none before the evaluation.
+            recipe.on_step_start(session, Clock(state.clock.step - 1, state.clock.steps_per_epoch))
     if accelerator.is_main_process and options.do_train:
-        session.trackers = open_trackers(options, accelerator, output_dir, state)
+        session.trackers = open_trackers(options, accelerator, output_dir, state, screen)
 
     for note in [*([start.message] if start.message else []), *parts.notes]:
         screen.say(note)
@@ -105,7 +118,7 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     plan = setup.plan_compression(recipe, model)
     trained_plan = None if options.do_train else finishing.trained_plan(options.model_name_or_path)
     plan = trained_plan or plan
-    setup.use_quantized_attention(plan, model)
+    setup.choose_attention(model, plan, accelerator.device)
     install(model, plan, observe_padding=options.observe_padding)
     if trained_plan is not None:
         finishing.load_ranges(options.model_name_or_path, model)
@@ -180,9 +193,11 @@ def open_folder(accelerator: Accelerator, output_dir: Path, command: Mapping[str
     accelerator.wait_for_everyone()
 
 
-def open_trackers(options: TrainOptions, accelerator: Accelerator, output_dir: Path, state: TrainState) -> list[Any]:
+def open_trackers(
+    options: TrainOptions, accelerator: Accelerator, output_dir: Path, state: TrainState, screen: tracking.Screen
+) -> list[Any]:
     """The log in JSON lines, and what `--report_to` names."""
-    trackers: list[Any] = [tracking.JsonLines(output_dir, state.clock.step)]
+    trackers: list[Any] = [tracking.JsonLines(output_dir, state.log_history, screen.warn)]
     if accelerator.log_with:
         name = options.run_name or output_dir.name
         trackers.append(tracking.AccelerateTrackers(accelerator, name, options.to_json()))
@@ -199,8 +214,24 @@ def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: A
     )
 
 
+def refuse_late_quantization(recipe: Recipe, clock: Clock, total_steps: int) -> None:
+    """Raise RecipeError for quantization whose first step would come after the last."""
+    for modifier in recipe.of(QuantizationModifier):
+        if clock.step_of(modifier.start_epoch or 0.0) >= total_steps:
+            raise RecipeError(
+                f"QuantizationModifier: start_epoch {modifier.start_epoch} lies after the start of the run's last step "
+                f"(epoch {(total_steps - 1) / clock.steps_per_epoch:.4g}), so that nothing would be quantized",
+                recipe.where(modifier),
+            )
+
+
 def refuse_hopeless_quantization(options: TrainOptions, recipe: Recipe) -> None:
     """Quantization needs ranges: from training, or in one shot from calibration batches. Raises OptionError."""
+    if recipe.modifiers and not options.do_train:
+        raise OptionError(
+            "--recipe: without --do_train there is nothing to apply it to; a trained folder brings its own compression, so "
+            "leave the recipe out to evaluate one"
+        )
     quantization = recipe.of(QuantizationModifier)
     if not quantization:
         return
@@ -208,9 +239,4 @@ def refuse_hopeless_quantization(options: TrainOptions, recipe: Recipe) -> None:
     if options.one_shot and not setup.calibration_steps(options, recipe):
         raise OptionError(
             f"{where}: --one_shot with quantization needs batches to take the ranges from: give --num_calibration_steps"
-        )
-    if not options.do_train:
-        raise OptionError(
-            f"{where}: without --do_train a QuantizationModifier has no ranges; a trained folder brings its own, so leave "
-            "--recipe out to evaluate one"
         )

@@ -188,7 +188,8 @@ def _save(model: Any, state: Mapping[str, Tensor], tokenizer: Any | None, output
         written = {file.name for file in partial.iterdir()}
         for name in sorted(written):
             (partial / name).replace(output / name)
-        for name in WEIGHT_FILES:
+        # Nor do ranges of an earlier model: they would be taken for this one's.
+        for name in (*WEIGHT_FILES, "compression_plan.json", "quantization.safetensors"):
             if name not in written:
                 (output / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:

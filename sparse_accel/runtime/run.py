@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from rich.console import Console
 
-from sparse_accel.compress.ranges import calibrating, end_step
+from sparse_accel.compress.ranges import calibrating, end_step, observe_tokens
 from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.runtime.libraries import quiet_libraries
@@ -49,6 +49,7 @@ def apply_once(run: Run) -> None:
     batches = _calibration_batches(run, setup.calibration_steps(options, session.recipe) or 1)
     with calibrating(session.module):
         for done, micro_batch in enumerate(batches, start=1):
+            observe_tokens(session.module, micro_batch.num_units > 0)
             session.module(**session.student_inputs(micro_batch.inputs))
             end_step(session.module, session.reduce_max)
             run.screen.step(done, "calibrating")

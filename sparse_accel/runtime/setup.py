@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -125,6 +126,16 @@ def overruled_flags(options: TrainOptions, recipe: Recipe, total_steps: int) -> 
     return warnings
 
 
+def idle_options(options: TrainOptions, recipe: Recipe) -> list[str]:
+    """One warning for each option that was given and that nothing in the recipe makes use of."""
+    idle = []
+    if options.distill_include_padding and not recipe.has(DistillationModifier):
+        idle.append("--distill_include_padding has no effect: the recipe has no DistillationModifier")
+    if options.observe_padding and not recipe.has(QuantizationModifier):
+        idle.append("--observe_padding has no effect: the recipe has no QuantizationModifier")
+    return idle
+
+
 def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]]:
     """The student in fp32, and messages about it."""
     model, missing = load_model(
@@ -132,6 +143,8 @@ def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]
     )
     notes = [f"the head ({', '.join(missing)}) is new and starts at random"] if missing else []
     if options.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise OptionError(f"--gradient_checkpointing: {type(model).__name__} does not support it")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, notes
 
@@ -200,14 +213,18 @@ def load_teacher(
         return ReplicatedTeacher(
             frozen_copy(student), accelerator, accepted_inputs(student) - labels
         ), "the teacher is a frozen copy of the model as loaded"
-    teacher, missing = load_model(wish, task, options, "--distill_teacher")
+    teacher_options = replace(options, model_revision="main")  # --model_revision speaks of the student
+    teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
     if missing:
         raise ModelError(
             f"--distill_teacher {wish} has no trained head for this task ({', '.join(missing)} are missing); a teacher must be "
             "fine-tuned first"
         )
-    teacher_tokenizer = load_tokenizer(wish, options, "--distill_teacher") if has_tokenizer(wish) else None
-    check_teacher(teacher, student, teacher_tokenizer, tokenizer, wish, options.max_seq_length)
+    teacher_tokenizer = load_tokenizer(wish, teacher_options, "--distill_teacher") if has_tokenizer(wish) else None
+    reads = min(options.max_seq_length, max_positions(student) or options.max_seq_length, tokenizer.model_max_length)
+    check_teacher(
+        teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
+    )
     return ReplicatedTeacher(teacher, accelerator, accepted_inputs(teacher) - labels), None
 
 
@@ -218,13 +235,12 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     return plan
 
 
-def use_quantized_attention(plan: CompressionPlan, model: Any) -> None:
-    """Let the model compute attention through `quantized_attention`, where the plan quantizes its products.
+def use_own_attention(model: Any) -> bool:
+    """Let the model compute attention through `quantized_attention`; whether it can.
 
-    Raises RecipeError for a model that does not go through transformers' attention interface.
+    Where nothing is quantized that is torch's fused attention, as before, but transformers does not look into the mask for
+    padding first: on a GPU that would wait for the device in every forward.
     """
-    if not needs_quantized_attention(plan):
-        return
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -232,12 +248,19 @@ def use_quantized_attention(plan: CompressionPlan, model: Any) -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
     try:
         model.set_attn_implementation(ATTENTION_NAME)
-    except (ValueError, KeyError) as error:
-        raise RecipeError(f"the attention of {type(model).__name__} cannot be quantized: {error}") from error
-    if model.config._attn_implementation != ATTENTION_NAME:
+    except (ValueError, KeyError):
+        return False
+    return bool(model.config._attn_implementation == ATTENTION_NAME)
+
+
+def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) -> None:
+    """Our attention where the plan quantizes its products, and on a GPU. Raises RecipeError for a model that cannot have its
+    attention quantized."""
+    is_needed = needs_quantized_attention(plan)
+    if (is_needed or device.type == "cuda") and not use_own_attention(model) and is_needed:
         raise RecipeError(
-            f"{type(model).__name__} does not use transformers' attention interface, so that its attention matmuls cannot "
-            "be quantized"
+            f"{type(model).__name__} does not go through transformers' attention interface, so that its attention matmuls "
+            "cannot be quantized"
         )
 
 

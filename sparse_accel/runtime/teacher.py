@@ -36,7 +36,14 @@ def frozen_copy(student: nn.Module) -> nn.Module:
 
 
 def check_teacher(
-    teacher: Any, student: Any, teacher_tokenizer: Any, tokenizer: Any, name: str, max_length: int
+    teacher: Any,
+    student: Any,
+    teacher_tokenizer: Any,
+    tokenizer: Any,
+    name: str,
+    *,
+    max_length: int,
+    positions: int | None,
 ) -> None:
     """Raise ModelError unless the teacher reads the student's tokens, and its outputs mean the student's labels.
 
@@ -56,7 +63,6 @@ def check_teacher(
             f"the teacher {name} knows {teacher_size} tokens, the student's tokenizer has {len(tokenizer)}; "
             "take a teacher trained with the student's tokenizer"
         )
-    positions = getattr(teacher.config, "max_position_embeddings", None)
     if positions is not None and positions < max_length:
         raise ModelError(
             f"the teacher {name} reads at most {positions} tokens, --max_seq_length is {max_length}; lower it or take another teacher"

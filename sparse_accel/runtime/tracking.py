@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sparse_accel.runtime.checkpoint import write_text
+
 LOG_FILE = "train_log.jsonl"
 
 
@@ -32,38 +34,29 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """Appends each line to `train_log.jsonl`; on resume, lines past the checkpoint are dropped first."""
+    """Appends each line to `train_log.jsonl`. A resumed run's file begins with the lines that its checkpoint knows, so
+    that it ends as if the run had never stopped."""
 
-    def __init__(self, folder: Path, from_step: int) -> None:
+    def __init__(self, folder: Path, history: Sequence[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
         self.path = folder / LOG_FILE
-        kept = []
-        if self.path.is_file() and from_step > 0:
-            for line in self.path.read_text("utf-8").splitlines():
-                # A kill may have cut the last line short.
-                with_step = _parsed(line)
-                if with_step is not None and with_step.get("step", 0) <= from_step:
-                    kept.append(line)
-        self.file = open(self.path, "w", encoding="utf-8")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
+        self.warn: Callable[[str], None] | None = warn
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in history))
+        self.file = open(self.path, "a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """One JSON object a line, with its step."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        """One JSON object a line, with its step. A disk that is full costs lines of the log, not the run."""
+        try:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            if self.warn is not None:
+                self.warn(f"{self.path} cannot be written ({error}); training goes on without its log")
+                self.warn = None
 
     def close(self) -> None:
-        """Flush to the disk."""
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
+        """Done writing; what cannot be flushed is lost, and was warned of."""
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 class AccelerateTrackers:
@@ -95,6 +88,11 @@ class Screen:
         self.started = time.perf_counter()
         self.done_before = 0
         self.total = 0
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar to move."""
+        return self.progress is not None
 
     def say(self, text: str) -> None:
         """One plain line."""

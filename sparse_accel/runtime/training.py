@@ -7,6 +7,7 @@ evaluate and save where their intervals say so. The loop names no modifier, no t
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.compress.ranges import begin_step, calibrating, end_calibration, end_step, needs_first_range
+from sparse_accel.compress.ranges import (
+    begin_step,
+    calibrating,
+    end_calibration,
+    end_step,
+    needs_first_range,
+    observe_tokens,
+)
 from sparse_accel.errors import InvariantError
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.session import LossTerms, Session
 from sparse_accel.timeline import Clock
+
+NOT_FINITE = (
+    "the loss is not finite at step {step} (epoch {epoch:.2f}); lower the learning rate, clip gradients (--max_grad_norm) or "
+    "train in bf16 rather than fp16"
+)
 
 
 @dataclass
@@ -58,10 +71,11 @@ def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
         if needs_first_range(session.module):
             first_ranges(session, micro_batches)
 
-        step_units = session.reduce_sum(
-            torch.tensor(float(sum(m.num_units for m in micro_batches)), device=accelerator.device)
-        )
+        own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
+        # full, not tensor: the latter copies from the host and waits for the device.
+        step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device))
         for index, micro_batch in enumerate(micro_batches):
+            observe_tokens(session.module, micro_batch.num_units > 0)
             with micro_step(session, is_last=index == len(micro_batches) - 1):
                 outputs = model(**session.student_inputs(micro_batch.inputs))
                 terms = LossTerms.task(outputs["loss"])
@@ -80,7 +94,6 @@ def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
         state.clock = clock.next()
         state.window_steps += 1
         after_step(session, state)
-        model.train()
 
 
 def set_flag_values(session: Session, clock: Clock) -> None:
@@ -118,7 +131,8 @@ def accumulate(state: TrainState, terms: LossTerms, share: Tensor | float) -> No
     loss = terms.total().detach().double() * share
     for name, value in {"loss": loss, **{f"{name}_loss": value for name, value in values.items()}}.items():
         state.window[name] = state.window[name] + value if name in state.window else value
-    state.total_loss = loss if state.total_loss is None else state.total_loss + loss
+    # A sum of its own from the start: a checkpoint file takes no two names for one memory.
+    state.total_loss = loss.clone() if state.total_loss is None else state.total_loss + loss
 
 
 def read_window(session: Session, state: TrainState) -> dict[str, float]:
@@ -130,9 +144,6 @@ def read_window(session: Session, state: TrainState) -> dict[str, float]:
     sums = session.reduce_sum(torch.stack([state.window[name] for name in names]))
     values = dict(zip(names, (sums / state.window_steps).tolist(), strict=True))
     state.window, state.window_steps = {}, 0
-    if not all(map(torch.isfinite, map(torch.tensor, values.values()))):
-        raise InvariantError(
-            f"the loss is not finite at step {state.clock.step} (epoch {state.clock.epoch:.2f}): {values}; "
-            "lower the learning rate, clip gradients (--max_grad_norm) or train in bf16 rather than fp16"
-        )
+    if not all(map(math.isfinite, values.values())):
+        raise InvariantError(NOT_FINITE.format(step=state.clock.step, epoch=state.clock.epoch))
     return values

@@ -71,6 +71,8 @@ def test_a_finished_run_started_again_ends_with_the_same_bits(
     out = running.run(world, tmp_path / "out")
     running.run(world, out)
     assert running.differing(unbroken, out) == []
+    assert running.results(out) == running.results(unbroken)
+    assert running.log(out) == running.log(unbroken)
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
@@ -82,6 +84,14 @@ def test_a_half_written_checkpoint_is_never_resumed_from(world: dict[str, Any], 
     assert running.differing(unbroken, out) == []
 
 
+def test_a_damaged_checkpoint_is_named(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", max_steps=2)
+    weights = out / "checkpoint-2" / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(OutputError, match=r"optimizer\.safetensors is damaged"):
+        running.run(world, out)
+
+
 def test_another_command_is_refused_and_the_folder_left_alone(world: dict[str, Any], tmp_path: Path) -> None:
     out = running.run(world, tmp_path / "out", max_steps=2)
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
@@ -90,6 +100,40 @@ def test_another_command_is_refused_and_the_folder_left_alone(world: dict[str, A
     with pytest.raises(OutputError, match=r"another command \(recipe: "):
         running.run(world, out, recipe_args=running.QUANT_ARGS.replace("1e-3", "1e-4"))
     assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+def test_a_named_checkpoint_does_not_open_a_folder_of_somebody_elses(world: dict[str, Any], tmp_path: Path) -> None:
+    first = running.run(world, tmp_path / "first", max_steps=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("years of work")
+    with pytest.raises(OutputError, match="not written by this command"):
+        running.run(world, tmp_path / "out", resume_from_checkpoint=str(first / "checkpoint-2"))
+    with pytest.raises(OutputError, match=r"did not write and would have to replace: README\.md"):
+        running.run(world, tmp_path / "out", overwrite_output_dir=True)
+
+
+def test_a_refused_checkpoint_leaves_the_run_as_it_was(world: dict[str, Any], tmp_path: Path) -> None:
+    first = running.run(world, tmp_path / "first", max_steps=2)
+    changes = {"per_device_train_batch_size": 4, "resume_from_checkpoint": str(first / "checkpoint-2")}
+    with pytest.raises(OutputError, match="steps an epoch"):
+        running.run(world, tmp_path / "second", **changes)
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(OutputError, match="another command"):
+        running.run(world, first, **changes)
+    running.run(world, first, max_steps=3)
+
+
+def test_a_finished_run_without_checkpoints_is_not_done_again_unasked(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", max_steps=1, save_strategy="no")
+    with pytest.raises(OutputError, match="finished run"):
+        running.run(world, out, max_steps=1, save_strategy="no")
+
+
+def test_a_checkpoint_after_the_very_first_micro_batch(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(
+        world, tmp_path / "out", max_steps=1, save_steps=1, gradient_accumulation_steps=1, logging_steps=500
+    )
+    assert (out / "checkpoint-1").is_dir()
 
 
 def test_a_folder_of_somebody_elses_is_refused(world: dict[str, Any], tmp_path: Path) -> None:

@@ -198,6 +198,29 @@ def test_the_best_checkpoint_is_the_one_that_is_kept(world: dict[str, Any], tmp_
     assert (out / state["best_model_checkpoint"]).is_dir()
 
 
+def test_a_run_that_ends_before_quantization_leaves_a_float_model(world: dict[str, Any], tmp_path: Path) -> None:
+    out = running.run(world, tmp_path / "out", max_steps=3)
+    assert not (out / "quantization.safetensors").exists()
+    again = {"validation_file": world["validation_file"], "do_eval": True, "max_seq_length": 128, "doc_stride": 32}
+    scored = running.run({**again, "model_name_or_path": str(out)}, tmp_path / "again")
+    assert running.results(scored)["eval_f1"] == running.results(out)["eval_f1"]
+
+
+def test_a_best_checkpoint_from_before_quantization_ends_as_a_float_model(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first evaluation is made the best one by asking for the smallest loss-like score."""
+    out = running.run(
+        world, tmp_path / "out", evaluation_strategy="epoch", save_strategy="epoch", save_steps=None,
+        load_best_model_at_end=True, metric_for_best_model="exact_match", greater_is_better=True,
+    )  # fmt: skip
+    state = json.loads((out / "trainer_state.json").read_text())
+    scores = [line for line in state["log_history"] if "eval_f1" in line]
+    assert state["best_model_checkpoint"] == "checkpoint-4", "all scores are equal: the first is kept"
+    assert running.results(out)["eval_f1"] == scores[0]["eval_f1"]
+    assert not (out / "quantization.safetensors").exists()
+
+
 def test_a_distilbert_trains_with_its_own_submodules(tmp_path: Path, world: dict[str, Any]) -> None:
     from tests.tiny import tiny_bert
 
