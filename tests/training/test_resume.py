@@ -124,9 +124,9 @@ def test_a_refused_checkpoint_leaves_the_run_as_it_was(world: dict[str, Any], tm
 
 
 def test_a_finished_run_without_checkpoints_is_not_done_again_unasked(world: dict[str, Any], tmp_path: Path) -> None:
-    out = running.run(world, tmp_path / "out", max_steps=1, save_strategy="no")
+    out = running.run(world, tmp_path / "out", max_steps=1, save_strategy="no", save_steps=None)
     with pytest.raises(OutputError, match="finished run"):
-        running.run(world, out, max_steps=1, save_strategy="no")
+        running.run(world, out, max_steps=1, save_strategy="no", save_steps=None)
 
 
 def test_a_checkpoint_after_the_very_first_micro_batch(world: dict[str, Any], tmp_path: Path) -> None:
