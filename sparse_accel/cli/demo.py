@@ -142,17 +142,9 @@ def _train_command(folder: Path, name: str, settings: DemoSettings) -> list[str]
     command += ["--output_dir", str(folder / name), "--do_train", "--do_eval"]
     command += ["--per_device_train_batch_size", "16", "--per_device_eval_batch_size", "64"]
     command += ["--max_seq_length", "128", "--doc_stride", "32", "--group_by_length", "--optim", "adamw_torch_fused"]
-    # A demo that is interrupted goes on from the end of the last epoch.
-    command += [
-        "--seed",
-        str(settings.seed),
-        "--logging_steps",
-        "25",
-        "--save_strategy",
-        "epoch",
-        "--save_total_limit",
-        "1",
-    ]
+    command += ["--seed", str(settings.seed), "--logging_steps", "25"]
+    # A demo that is interrupted goes on from here.
+    command += ["--save_steps", "50", "--save_total_limit", "1"]
     return [*command, "--bf16"] if has_gpu or _cpu_has_bf16() else command
 
 

@@ -18,7 +18,7 @@ _KINDS = {
     "embeddings": re.compile(r"embed|\bw[tp]e\b"),
     "head": re.compile(r"\b(qa_outputs|classifier|pre_classifier|pooler|score|cls|lm_head|predictions|vocab_\w+)\b"),
     "attention": re.compile(r"attention|attn|\b[qkvo]_(proj|lin)\b|\bout_(proj|lin)\b"),
-    "feed-forward": re.compile(r"intermediate|\boutput\.dense\b|\b(ffn|mlp|fc1|fc2|lin1|lin2|c_fc|wi|wo)\b"),
+    "feed-forward": re.compile(r"intermediate|\boutput\.dense\b|\b(ffn\w*|mlp|fc1|fc2|lin1|lin2|c_fc|wi|wo)\b"),
 }
 _OTHER = "other"
 _ROWS = ("embeddings", "attention", "feed-forward", "head", _OTHER)

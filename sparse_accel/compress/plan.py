@@ -117,6 +117,10 @@ class CompressionPlan:
             raise RecipeError(f"module {module_name} is quantized twice; let one QuantizationModifier name it")
         self.modules[module_name] = replace(present, weight=weight, inputs=inputs, output=output)
 
+    def masks_only(self) -> CompressionPlan:
+        """The plan without its quantizers: what holds before quantization begins."""
+        return CompressionPlan({name: Compression(mask=True) for name, c in self.modules.items() if c.mask})
+
     @property
     def num_quantizers(self) -> int:
         """Tensors that the plan quantizes."""

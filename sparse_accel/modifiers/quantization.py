@@ -230,7 +230,7 @@ class QuantizationModifier(Modifier):
     def problems(self, num_epochs: float) -> Iterator[str]:
         start = self.interval.start
         if start >= num_epochs:
-            yield f"starts at epoch {start}, but training ends at {num_epochs}"
+            yield f"starts at epoch {start:g}, and training does not go on beyond that: nothing would be quantized"
         for name in ("disable_quantization_observer_epoch", "freeze_bn_stats_epoch"):
             epoch = getattr(self, name)
             if epoch is not None and epoch < start:

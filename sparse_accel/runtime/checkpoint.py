@@ -149,8 +149,16 @@ def _write_main(session: Session, state: TrainState, partial: Path, extra: Calla
     (partial / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
+def make_readable(file: Path) -> None:
+    """The rights that any new file would have: safetensors gives its files to their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+
+
 def _publish(partial: Path, final: Path) -> None:
     for file in partial.iterdir():
+        make_readable(file)
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     if final.exists():

@@ -24,7 +24,7 @@ from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import describe_command
-from sparse_accel.runtime.tracking import LOG_FILE, clock_time
+from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
@@ -50,7 +50,7 @@ def finish(run: Run) -> None:
         files["train_results.json"] = {"epoch": round(state.clock.epoch, 4), **results}
     if options.do_eval and run.data.validation is not None:
         if run.evaluation is None or run.evaluated_step != state.clock.step:
-            run.evaluate_now()
+            run.evaluate_now(state.clock.step if run.held_step is None else run.held_step)
         assert run.evaluation is not None
         results |= run.evaluation.metrics
         files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics}
@@ -80,24 +80,34 @@ def finish(run: Run) -> None:
         if layer.mask is not None and layer.mask_request is not None
     }
     fold(session.module)
-    census = Census.of(session.module, session.plan)
+    # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
+    plan = session.plan if ranges else session.plan.masks_only()
+    census = Census.of(session.module, plan)
     if session.accelerator.is_main_process:
-        card = model_card(run, census, results, command=describe_command(options)) if options.do_train else None
+        card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
         outputs.publish(
             run.output_dir,
-            lambda folder: _write_all(run, folder, files, card, ranges),
+            lambda folder: _write_all(run, folder, files, card, plan, ranges),
             replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE),
         )
-        outputs.record_files(run.output_dir, [LOG_FILE])
+        outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
         if options.do_train:
             check_saved(run.output_dir, masks)
+        if not ranges and session.plan.num_quantizers:
+            run.screen.warn(
+                "the model that is written is from before quantization began: it is a float model"
+                + (
+                    ""
+                    if run.held_step is None
+                    else "; --best_model_after_epoch leaves the first epochs out of the choice"
+                )
+            )
         if unused:
             run.screen.warn(
                 f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task"
             )
         run.screen.console.print(summary(run, census, results))
-        if options.do_train:
-            run.screen.say(f"written to {run.output_dir}")
+        run.screen.say(f"written to {run.output_dir}")
 
 
 def _train_results(run: Run) -> dict[str, Any]:
@@ -116,18 +126,25 @@ def _train_results(run: Run) -> dict[str, Any]:
     return results
 
 
-def _write_all(run: Run, folder: Path, files: dict[str, Any], card: str | None, ranges: dict[str, Tensor]) -> None:
+def _write_all(
+    run: Run,
+    folder: Path,
+    files: dict[str, Any],
+    card: str | None,
+    plan: CompressionPlan,
+    ranges: dict[str, Tensor],
+) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
     module: Any = run.session.module
     module.save_pretrained(folder)
-    write_companions(run, folder, ranges)
+    write_companions(run, folder, plan, ranges)
     (folder / "README.md").write_text(card, "utf-8")
 
 
-def write_companions(run: Run, folder: Path, ranges: Mapping[str, Tensor]) -> None:
+def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor]) -> None:
     """What stands beside weights, in a checkpoint as in the final folder: config, tokenizer, plan, ranges and resolved
     recipe. `ranges` is empty before quantization has begun."""
     module: Any = run.session.module
@@ -138,8 +155,8 @@ def write_companions(run: Run, folder: Path, ranges: Mapping[str, Tensor]) -> No
         raise
     except Exception as error:  # the tokenizers library raises a bare Exception, also for a disk that is full
         raise OSError(str(error)) from error
-    if run.session.plan.modules:
-        run.session.plan.save(folder / PLAN_FILE)
+    if plan.modules:
+        plan.save(folder / PLAN_FILE)
     if ranges:
         save_file(dict(ranges), folder / RANGES_FILE)
     if run.recipe_text:
@@ -209,15 +226,25 @@ def _modules(count: int) -> str:
     return "-" if not count else f"{count} module{'s' if count > 1 else ''}"
 
 
+_SCORES = {"exact_match": "EM", "exact": "EM", "f1": "F1"}
+
+
 def score_name(key: str) -> str:
     """What a person calls a metric."""
-    return {"eval_exact_match": "EM", "eval_exact": "EM", "eval_f1": "F1"}.get(key, key)
+    prefix, _, name = key.partition("_")
+    return ("test " if prefix == "predict" else "") + _SCORES.get(name, name)
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The scores that everybody asks for, in one line."""
+    shown = {key: value for key, value in metrics.items() if key.partition("_")[2] in _SCORES}
+    return "  ".join(f"{score_name(key)} {value:.2f}" for key, value in shown.items())
 
 
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Scores, throughput and time as a person reads them."""
     facts = [
-        (score_name(key), f"{value:.2f}")
+        (score_name(key), f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
         for key, value in scores(results).items()
         if key.startswith(("eval_", "predict_"))
     ]

@@ -55,6 +55,7 @@ def load_model(
     from transformers import AutoConfig
 
     check_source(name, what, weights=True)
+    _refuse_pointers(name, what)
     try:
         config = AutoConfig.from_pretrained(config_name or name, **_hub(options))
         model, info = task.model_class.from_pretrained(
@@ -75,6 +76,16 @@ def load_model(
             f"{what} {name}: weights of another shape than config.json says: {sorted(info['mismatched_keys'])[:3]}"
         )
     return model, missing
+
+
+def _refuse_pointers(name: str, what: str) -> None:
+    """A checkout without git-lfs holds small text files in place of the weights."""
+    for file in Path(name).expanduser().glob("*.*"):
+        if file.suffix in (".safetensors", ".bin") and file.stat().st_size < 1024:
+            if file.read_bytes().startswith(b"version https://git-lfs"):
+                raise ModelError(
+                    f"{what} {name}: {file.name} is a git-lfs pointer, not the weights; run `git lfs pull` there"
+                )
 
 
 def _hub(options: Any) -> dict[str, Any]:

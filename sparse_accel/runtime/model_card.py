@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_accel import __version__
 from sparse_accel.compress.census import Census
+from sparse_accel.compress.plan import CompressionPlan
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
 
 
-def model_card(run: Run, census: Census, results: Mapping[str, Any], command: str) -> str:
+def model_card(run: Run, plan: CompressionPlan, census: Census, results: Mapping[str, Any], command: str) -> str:
     """Markdown with Hugging Face's front matter."""
-    options, plan = run.options, run.session.plan
+    options = run.options
     metrics = {
         name: value
         for name, value in results.items()

@@ -113,17 +113,6 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
 
 
 def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
-    for steps, strategy in (
-        ("eval_steps", "eval_strategy"),
-        ("save_steps", "save_strategy"),
-        ("logging_steps", "logging_strategy"),
-    ):
-        used = getattr(options, strategy) == "steps" or (steps == "logging_steps" and options.eval_strategy == "steps")
-        _refuse(
-            steps in changed and not used,
-            f"--{steps}: has no effect with --{strategy} {getattr(options, strategy)}; leave it out, or pass"
-            f" --{strategy} steps",
-        )
     _refuse(
         "eval_delay" in changed and options.eval_strategy == "no", "--eval_delay: needs --eval_strategy steps or epoch"
     )
@@ -148,6 +137,12 @@ def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
                 name != "metric_for_best_model" and options.metric_for_best_model is None,
                 f"--{name}: needs --load_best_model_at_end or --metric_for_best_model",
             )
+    if options.best_model_after_epoch is not None and options.recipe is None:
+        _refuse(
+            options.best_model_after_epoch >= options.num_train_epochs,
+            f"--best_model_after_epoch {options.best_model_after_epoch:g}: the run has {options.num_train_epochs:g} epochs, so"
+            " that no checkpoint could be the best",
+        )
     if options.metric_for_best_model is not None:
         metrics = METRICS_WITH_NEGATIVES if options.version_2_with_negative else METRICS[options.task]
         metric = options.metric_for_best_model.removeprefix("eval_")
@@ -155,6 +150,21 @@ def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
         _refuse(
             metric not in metrics, f"--metric_for_best_model: no such score: {metric!r}{suggestion(metric, metrics)}"
         )
+
+
+def without_effect(options: TrainOptions) -> list[str]:
+    """One sentence for each interval that was given beside a strategy that has no use for it. Hugging Face's Trainer takes
+    them without a word, so that commands are full of them."""
+    sentences = []
+    for steps, strategy in (
+        ("eval_steps", "eval_strategy"),
+        ("save_steps", "save_strategy"),
+        ("logging_steps", "logging_strategy"),
+    ):
+        used = getattr(options, strategy) == "steps" or (steps == "logging_steps" and options.eval_strategy == "steps")
+        if steps in options.explicit and not used:
+            sentences.append(f"--{steps} has no effect with --{strategy} {getattr(options, strategy)}")
+    return sentences
 
 
 def _check_logging(options: TrainOptions, changed: Collection[str]) -> None:

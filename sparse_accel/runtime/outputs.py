@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparse_accel.errors import OutputError
-from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
+from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, make_readable, write_json
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "all_results.json"
@@ -167,6 +167,11 @@ def check_disk(output_dir: Path, *, checkpoint_bytes: int, final_bytes: int, num
     return None
 
 
+def missing_bytes(output_dir: Path, needed: int) -> int:
+    """How much more than is free `needed` bytes would take; 0 when they fit."""
+    return max(0, needed - shutil.disk_usage(output_dir).free)
+
+
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
@@ -193,7 +198,11 @@ def _own_files(output_dir: Path) -> list[str]:
 def _clear(output_dir: Path) -> None:
     for name in _own_files(output_dir):
         # Names in the list are plain: a changed run.json must not lead out of the folder.
-        if Path(name).name == name:
+        if Path(name).name != name:
+            continue
+        if (output_dir / name).is_dir():
+            shutil.rmtree(output_dir / name)
+        else:
             (output_dir / name).unlink(missing_ok=True)
     for checkpoint in checkpoints(output_dir):
         if is_ours(checkpoint.path):
@@ -232,6 +241,8 @@ def publish(output_dir: Path, write: Callable[[Path], None], *, replaced: tuple[
         partial.mkdir()
         write(partial)
         names = sorted(file.name for file in partial.iterdir())
+        for name in names:
+            make_readable(partial / name)
         record_files(output_dir, names)
         for name in names:
             (partial / name).replace(output_dir / name)

@@ -14,7 +14,7 @@ from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import check_masks
 from sparse_accel.compress.ranges import Phase, quantizers
 from sparse_accel.errors import InvariantError, OptionError, OutputError
-from sparse_accel.runtime import checkpoint, finishing, tracking
+from sparse_accel.runtime import checkpoint, finishing, outputs, tracking
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.training import NOT_FINITE, TrainState, read_window
@@ -39,7 +39,11 @@ class Run:
     evaluation: Evaluation | None = None
     evaluated_step: int = -1
     loss_text: str = ""
+    # The step of the best checkpoint, once its model has taken the last one's place.
+    held_step: int | None = None
     started: float = 0.0
+    # What must be free before a checkpoint is written: its own size, and the final model's.
+    reserved_bytes: int = 0
 
     # ---- pauses of the loop
 
@@ -55,7 +59,7 @@ class Run:
             require_zeros(session)
         best_so_far = state.best_metric, state.best_checkpoint
         if self._evaluation_is_due(clock):
-            evaluation = self.evaluate_now()
+            evaluation = self.evaluate_now(clock.step)
             if options.metric_for_best_model is not None:
                 self._remember_best(evaluation.metrics)
         saves = self._is_due(options.save_strategy, options.save_steps, clock)
@@ -102,8 +106,8 @@ class Run:
         for tracker in self.session.trackers:
             tracker.log(self.state.clock.step, values)
 
-    def evaluate_now(self) -> Evaluation:
-        """Score the model as it is on the validation set."""
+    def evaluate_now(self, step: int) -> Evaluation:
+        """Score the model as it is, which is that of `step`, on the validation set."""
         assert self.data.validation is not None
         state = self.state
         self.evaluation = evaluate(
@@ -114,13 +118,15 @@ class Run:
             on_batch=self.screen.batches("evaluating"),
         )
         self.evaluated_step = state.clock.step
-        scores = finishing.scores(self.evaluation.metrics)
-        named = "  ".join(f"{finishing.score_name(key)} {value:.2f}" for key, value in scores.items())
-        self.screen.say(f"step {state.clock.step}  epoch {state.clock.epoch:.2f}  {named}")
-        state.log_history.append(
-            {"step": state.clock.step, "epoch": round(state.clock.epoch, 4), **self.evaluation.metrics}
-        )
-        self._track(self.evaluation.metrics)
+        line = finishing.headline(self.evaluation.metrics)
+        if not self.options.do_train:
+            self.screen.say(line)
+            return self.evaluation
+        epoch = step / state.clock.steps_per_epoch
+        self.screen.say(f"step {step}  epoch {epoch:.2f}  {line}")
+        if step == state.clock.step:  # an earlier one stands in the log already
+            state.log_history.append({"step": step, "epoch": round(epoch, 4), **self.evaluation.metrics})
+            self._track(self.evaluation.metrics)
         return self.evaluation
 
     def _remember_best(self, metrics: dict[str, float]) -> None:
@@ -146,6 +152,18 @@ class Run:
         state = self.state
         require_zeros(self.session)
         require_finite(self.session, state)
+        # The same answer on every rank: only the main process writes, and it may stand before another disk.
+        short = (
+            outputs.missing_bytes(self.output_dir, self.reserved_bytes)
+            if self.session.accelerator.is_main_process
+            else 0
+        )
+        if self.session.reduce_sum(torch.tensor(float(short), device=self.session.accelerator.device)).item():
+            self.screen.warn(
+                f"checkpoint-{state.clock.step} is not written: the disk would be too full for the final model; training goes "
+                "on, earlier checkpoints are untouched"
+            )
+            return False
         state.seconds += time.perf_counter() - self.started
         self.started = time.perf_counter()
         try:
@@ -159,7 +177,7 @@ class Run:
         return True
 
     def _write_extra(self, folder: Path) -> None:
-        finishing.write_companions(self, folder, finishing.present_ranges(self.session.module))
+        finishing.write_companions(self, folder, self.session.plan, finishing.present_ranges(self.session.module))
 
     def close(self) -> None:
         """Take the bar away and close the logs, however the run ended."""
@@ -178,6 +196,10 @@ class Run:
         best = self.state.best_checkpoint
         if self.options.load_best_model_at_end and best is not None:
             self._return_to(best)
+        elif self.options.load_best_model_at_end:
+            after = self.options.best_model_after_epoch
+            since = "" if after is None else f" after epoch {after:g}"
+            self.screen.warn(f"no checkpoint was scored{since}: the last model is kept")
 
     def _return_to(self, best: str) -> None:
         """Put the best checkpoint's model in place of the last, with masks and quantizers as they were then."""
@@ -187,7 +209,7 @@ class Run:
         session.recipe.on_step_start(session, Clock(step - 1, clock.steps_per_epoch))
         self.screen.say(f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})")
         if step != clock.step:
-            self.evaluated_step = -1
+            self.evaluated_step, self.held_step = -1, step
 
 
 PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.errors import OptionError, RecipeError
+from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
@@ -66,6 +67,9 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
             checkpoint.check(start.checkpoint, loader.steps_per_epoch, accelerator.num_processes)
     warnings = [*recipe.warnings, *setup.overruled_flags(options, recipe, total_steps)]
     warnings += setup.idle_options(options, recipe)
+    warnings += setup.idle_cores(accelerator)
+    warnings += lost_sparsity(options, recipe, parts.census)
+    disk_needs = checkpoint_and_final_bytes(options, parts.model)
     warnings += check_disk(options, parts.model, loader, last_step)
 
     open_folder(accelerator, output_dir, command, clears=start.clears)
@@ -102,6 +106,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         screen=screen,
         output_dir=output_dir,
         census_at_start=parts.census,
+        reserved_bytes=sum(disk_needs),
         started=time.perf_counter(),
     )
 
@@ -122,7 +127,7 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     install(model, plan, observe_padding=options.observe_padding)
     if trained_plan is not None:
         finishing.load_ranges(options.model_name_or_path, model)
-    notes = [*notes, *data.notes, *([teacher_note] if teacher_note else [])]
+    notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     return Parts(task, tokenizer, model, data, teacher, plan, census, notes)
 
 
@@ -168,13 +173,40 @@ def build_session(
 
 def check_disk(options: TrainOptions, model: Any, loader: StepLoader | None, last_step: int) -> list[str]:
     """Raise OutputError when the disk cannot even hold the final model and a checkpoint; a warning when it is tight."""
+    checkpoint_bytes, final_bytes = checkpoint_and_final_bytes(options, model)
     warning = outputs.check_disk(
         Path(options.output_dir),
-        checkpoint_bytes=checkpoint.checkpoint_bytes(model, num_moments=0 if options.optim == "sgd" else 2),
-        final_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        checkpoint_bytes=checkpoint_bytes,
+        final_bytes=final_bytes,
         num_checkpoints=num_checkpoints(options, loader, last_step),
     )
     return [warning] if warning else []
+
+
+def checkpoint_and_final_bytes(options: TrainOptions, model: Any) -> tuple[int, int]:
+    """Estimated sizes on disk."""
+    final = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return checkpoint.checkpoint_bytes(model, num_moments=0 if options.optim == "sgd" else 2), final
+
+
+# A model with a larger share of zeros than this was pruned on purpose: SparseML's own line.
+_SPARSE = 0.05
+
+
+def lost_sparsity(options: TrainOptions, recipe: Recipe, census: Census) -> list[str]:
+    """A warning where a run is not the sparse transfer that it looks like."""
+    holds = recipe.has(ConstantPruningModifier)
+    if options.do_train and not options.one_shot and census.sparsity > _SPARSE and not holds:
+        return [
+            f"the model is sparse ({census.sparsity:.1%} of its prunable weights are zero) and nothing holds its zeros: training "
+            "will revive them; a recipe with a ConstantPruningModifier keeps them"
+        ]
+    if holds and census.sparsity <= _SPARSE:
+        return [
+            f"the recipe holds the model's zeros, but the model is dense ({census.sparsity:.1%} of its prunable weights are "
+            f"zero): is --model_name_or_path {options.model_name_or_path} the pruned model?"
+        ]
+    return []
 
 
 def num_checkpoints(options: TrainOptions, loader: StepLoader | None, last_step: int) -> int:

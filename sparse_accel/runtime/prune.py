@@ -70,6 +70,10 @@ def prune(
     if not chosen:
         raise ModelError(f"{model}: {type(loaded).__name__} has no weight to prune; name some with --targets")
     parameters = dict(loaded.named_parameters())
+    # A pattern also hits biases and norms, whose zeros no recipe would hold.
+    chosen = [name for name in chosen if parameters[name].dim() > 1]
+    if not chosen:
+        raise ModelError(f"{model}: --targets name biases or norms only; weights of at least two dimensions are pruned")
     _set_zeros({name: parameters[name] for name in chosen}, sparsity, scope)
     state = {name: value for name, value in loaded.state_dict().items() if name not in missing}
     check_disk(output, checkpoint_bytes=0, final_bytes=sum(t.nbytes for t in state.values()), num_checkpoints=0)

@@ -11,6 +11,7 @@ from rich.console import Console
 from sparse_accel.compress.ranges import calibrating, end_step, observe_tokens
 from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.batches import MicroBatch
+from sparse_accel.runtime.checkpoint import checkpoints
 from sparse_accel.runtime.libraries import quiet_libraries
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run, require_zeros
@@ -32,6 +33,13 @@ def train(options: TrainOptions) -> None:
             run_steps(run.session, run.state, run.after_step)
             run.finish_training()
         finishing.finish(run)
+    except KeyboardInterrupt:
+        saved = checkpoints(run.output_dir)
+        screen.say(
+            "stopped; the same command goes on from "
+            + (saved[-1].path.name if saved else "the beginning: there is no checkpoint yet")
+        )
+        raise
     finally:
         run.close()
     if accelerator.num_processes > 1:

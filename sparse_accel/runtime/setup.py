@@ -27,8 +27,10 @@ from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
 from sparse_accel.runtime.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, frozen_copy
+from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
 
 # Backends whose checkpoints and collectives this version knows.
@@ -55,7 +57,7 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
         mixed_precision=precision,
         gradient_accumulation_steps=1,
         log_with=trackers or None,
-        project_dir=options.logging_dir or os.path.join(options.output_dir, "runs") if trackers else None,
+        project_dir=options.logging_dir or os.path.join(options.output_dir, TRACKERS_FOLDER) if trackers else None,
         kwargs_handlers=[
             # Masks are equal on all ranks by construction, and ranges are synchronised by us, once a step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
@@ -128,7 +130,7 @@ def overruled_flags(options: TrainOptions, recipe: Recipe, total_steps: int) -> 
 
 def idle_options(options: TrainOptions, recipe: Recipe) -> list[str]:
     """One warning for each option that was given and that nothing in the recipe makes use of."""
-    idle = []
+    idle = without_effect(options)
     if options.distill_include_padding and not recipe.has(DistillationModifier):
         idle.append("--distill_include_padding has no effect: the recipe has no DistillationModifier")
     if options.observe_padding and not recipe.has(QuantizationModifier):
@@ -141,11 +143,18 @@ def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]
     model, missing = load_model(
         options.model_name_or_path, task, options, "--model_name_or_path", config_name=options.config_name
     )
+    if missing and not options.do_train:
+        raise ModelError(
+            f"--model_name_or_path {options.model_name_or_path} has no trained head for this task ({', '.join(missing)} are "
+            "missing), so that its scores would mean nothing; train it first (--do_train)"
+        )
     notes = [f"the head ({', '.join(missing)}) is new and starts at random"] if missing else []
     if options.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise OptionError(f"--gradient_checkpointing: {type(model).__name__} does not support it")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 gave it another name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, notes
 
 
@@ -157,6 +166,31 @@ def load_student_tokenizer(options: TrainOptions) -> Any:
     if not has_tokenizer(options.model_name_or_path) and teacher and has_tokenizer(teacher):
         return load_tokenizer(teacher, options, "--distill_teacher")
     return load_tokenizer(options.model_name_or_path, options, "--model_name_or_path")
+
+
+def idle_cores(accelerator: Accelerator) -> list[str]:
+    """A warning where a run on the CPU leaves most of it unused: `accelerate launch` gives a process one thread unless told
+    otherwise."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    fair = cores // accelerator.num_processes
+    if accelerator.device.type != "cpu" or threads >= fair or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return []
+    return [
+        f"{threads} of {fair} threads for this process: OMP_NUM_THREADS is {os.environ.get('OMP_NUM_THREADS', 'not set')}; "
+        f"`accelerate launch --num_cpu_threads_per_process {fair}` uses them all"
+    ]
+
+
+def tokenizer_notes(options: TrainOptions) -> list[str]:
+    """What was done where a folder brings no tokenizer."""
+    teacher = teacher_source(options)
+    notes = []
+    if not options.tokenizer_name and not has_tokenizer(options.model_name_or_path):
+        notes.append(f"{options.model_name_or_path} has no tokenizer: the teacher's is used")
+    if teacher and not has_tokenizer(teacher):
+        notes.append(f"{teacher} has no tokenizer: that it reads the student's tokens is taken on trust")
+    return notes
 
 
 def teacher_source(options: TrainOptions) -> str | None:
