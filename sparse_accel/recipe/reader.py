@@ -26,6 +26,11 @@ _TAGGED_ITEM = re.compile(r"(?P<indent> +)- +![\w.]+\s*(?:#.*)?")
 _MAX_VALUES = 100_000
 
 
+def looks_like_a_number(text: str) -> bool:
+    """Whether a plain scalar is read as a number here though YAML 1.1 takes it for a word."""
+    return _EXPONENT_NUMBER.fullmatch(text) is not None
+
+
 @dataclass(frozen=True)
 class Value:
     """A scalar, a list[Value] or a dict of Values, with its place (`file:line`) and its tag (a modifier's name).
@@ -286,7 +291,7 @@ class _Tree:
         return {**merged, **own}
 
     def _scalar(self, node: yaml.ScalarNode, where: str) -> Any:
-        if node.style is None and node.tag == _STANDARD + "str" and _EXPONENT_NUMBER.fullmatch(node.value):
+        if node.style is None and node.tag == _STANDARD + "str" and looks_like_a_number(node.value):
             return float(node.value)
         try:
             return self._loader.construct_object(node)

@@ -99,9 +99,15 @@ class Recipe:
         masking = [modifier for modifier in self.modifiers if any(knob.startswith("mask:") for knob in modifier.owns())]
         for one, other in combinations(masking, 2):
             shared = [name for name in plan.masked_by(one) if name in set(plan.masked_by(other))]
-            if shared:
+            if shared and _overlap(one, other):
                 raise RecipeError(
-                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]}; let one of them do it",
+                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]} at the same time",
+                    self.where(other),
+                )
+            if shared and _leave_a_gap(one, other):
+                raise RecipeError(
+                    f"{_name(other)} masks {shared[0]} again after the {_name(one)} at {self.where(one)} has let go of it: "
+                    "in between, training revives its zeros; let one begin where the other ends",
                     self.where(other),
                 )
         if self.modifiers and not any(parameter.requires_grad for parameter in model.parameters()):
@@ -167,7 +173,14 @@ def _represent(dumper: _Dumper, modifier: Modifier) -> yaml.Node:
     return dumper.represent_mapping(f"!{_name(modifier)}", fields)
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    """Quoted where the reader would take the plain word for a number (`5e5`, which YAML 1.1 does not)."""
+    quote = "'" if reader.looks_like_a_number(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quote)
+
+
 _Dumper.add_multi_representer(Modifier, _represent)
+_Dumper.add_representer(str, _represent_text)
 
 
 def _name(modifier: Modifier) -> str:
@@ -400,6 +413,11 @@ def _takes_over(one: Modifier, other: Modifier) -> bool:
 def _overlap(one: Modifier, other: Modifier) -> bool:
     earlier, later = sorted((one.interval, other.interval), key=lambda interval: interval.start)
     return earlier.overlaps(later) and (earlier.end is None or earlier.end - later.start > _SAME_MOMENT)
+
+
+def _leave_a_gap(one: Modifier, other: Modifier) -> bool:
+    earlier, later = sorted((one.interval, other.interval), key=lambda interval: interval.start)
+    return earlier.end is not None and later.start - earlier.end > _SAME_MOMENT
 
 
 def _raise_all(problems: list[tuple[str, str]]) -> None:

@@ -211,14 +211,54 @@ def test_a_best_checkpoint_from_before_quantization_ends_as_a_float_model(
 ) -> None:
     """The first evaluation is made the best one by asking for the smallest loss-like score."""
     out = running.run(
-        world, tmp_path / "out", evaluation_strategy="epoch", save_strategy="epoch", save_steps=None,
-        load_best_model_at_end=True, metric_for_best_model="exact_match", greater_is_better=True,
+        world, tmp_path / "out", evaluation_strategy="epoch", save_strategy="epoch",
+        save_steps=None, load_best_model_at_end=True, metric_for_best_model="exact_match", greater_is_better=True,
     )  # fmt: skip
     state = json.loads((out / "trainer_state.json").read_text())
     scores = [line for line in state["log_history"] if "eval_f1" in line]
     assert state["best_model_checkpoint"] == "checkpoint-4", "all scores are equal: the first is kept"
     assert running.results(out)["eval_f1"] == scores[0]["eval_f1"]
     assert not (out / "quantization.safetensors").exists()
+    assert not any(
+        "weight" in entry for entry in json.loads((out / "compression_plan.json").read_text())["modules"].values()
+    )
+    card = (out / "README.md").read_text()
+    assert "quantization-aware" not in card and "| quantized modules | 0 (0 tensors) |" in card
+    assert len(scores) == 3, "the best is not scored a second time under the last step"
+
+
+def test_a_run_that_is_no_sparse_transfer_says_so(
+    world: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running.run(world, tmp_path / "lost", max_steps=1, recipe=None, recipe_args=None, distill_teacher=None)
+    assert "nothing holds its zeros" in capfd.readouterr().out
+    running.run(world, tmp_path / "swapped", max_steps=1, model_name_or_path=world["distill_teacher"])
+    assert "the recipe holds the model's zeros, but the model is dense" in capfd.readouterr().out
+
+
+def test_an_interval_without_its_strategy_is_warned_of(
+    world: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running.run(world, tmp_path / "out", max_steps=1, save_strategy="epoch", save_steps=1000)
+    assert "--save_steps has no effect with --save_strategy epoch" in capfd.readouterr().out
+
+
+def test_a_narrow_terminal_keeps_count_and_time_left() -> None:
+    import io
+
+    from rich.console import Console
+
+    from sparse_accel.runtime.tracking import Screen
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=70, color_system=None)
+    screen = Screen(console, is_shown=True, use_bar=True)
+    screen.start_training(150, 0)
+    screen.step(143, "epoch 5.72  frozen  lr 9.33e-06  loss 0.0806  (distillation 0.0806  task 4.2778)")
+    assert screen.progress is not None
+    screen.progress.refresh()
+    screen.stop_training()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "143/150" in shown and "ETA" in shown and "epoch 5.72" in shown
 
 
 def test_a_distilbert_trains_with_its_own_submodules(tmp_path: Path, world: dict[str, Any]) -> None:

@@ -277,7 +277,7 @@ def test_batch_norm_statistics_freeze_when_asked() -> None:
 def test_moments_that_make_no_sense_are_problems() -> None:
     late = QuantizationModifier(start_epoch=3.0, disable_quantization_observer_epoch=2.0, freeze_bn_stats_epoch=1.0)
     assert list(late.problems(3)) == [
-        "starts at epoch 3.0, but training ends at 3",
+        "starts at epoch 3, and training does not go on beyond that: nothing would be quantized",
         "disable_quantization_observer_epoch must be start_epoch (3.0) or later; got 2.0",
         "freeze_bn_stats_epoch must be start_epoch (3.0) or later; got 1.0",
     ]

@@ -318,7 +318,7 @@ def test_check_lists_every_problem_with_its_line() -> None:
     assert len(said) >= 2
     place = str(shipped.find(TRANSFER))
     assert all(line.startswith(f"{place}:") for line in said)
-    assert any("starts at epoch 13.0" in line for line in said)
+    assert any("starts at epoch 13," in line for line in said)
     assert any("disable_quantization_observer_epoch" in line for line in said)
 
 
