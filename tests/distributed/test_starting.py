@@ -126,7 +126,7 @@ def test_two_processes_train_together_and_only_the_first_prints(
     ended = run([*start, *training, "--per_device_train_batch_size", "8"], **environ)
     assert ended.code == 0, ended.err
     assert weights(tmp_path / "out")
-    assert ended.out.count("2 process(es)") == 1
+    assert ended.out.count("2 processes") == 1
     assert ended.out.count("written to") == 1
 
 
