@@ -208,13 +208,22 @@ def test_a_rank_that_fails_alone_ends_the_run_for_all_with_its_message(training:
 def test_an_interrupted_training_says_so_and_exits_with_130(training: list[str], tmp_path: Path) -> None:
     endless = [*training, "--max_steps", "-1", "--num_train_epochs", "100000"]
     process = subprocess.Popen(
-        [*MODULE, *endless], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*MODULE, *endless],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test session in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + LIMIT
     while not (tmp_path / "out" / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=LIMIT)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
 
