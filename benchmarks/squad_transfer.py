@@ -79,7 +79,7 @@ def main() -> None:
                 [
                     script("sparse_accel"),
                     "prune",
-                    str(out / "encoder"),
+                    str(out / arguments.pruned),
                     "--sparsity",
                     str(sparsity),
                     "--output_dir",
