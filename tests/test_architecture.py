@@ -43,8 +43,10 @@ PARTS: dict[str, Part] = {
     "modifiers": _part(2, "torch pydantic", neighbours="session"),
     "recipe": _part(3, "torch pydantic yaml"),
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
+    "folders": _part(3, "torch transformers safetensors", neighbours="tasks"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed safetensors rich yaml"),
-    "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime safetensors"),
+    "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),
+    "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime rich", neighbours="serving"),
     "cli": _part(5, "torch safetensors typer rich"),
     "__main__": _part(6),
 }

@@ -11,14 +11,15 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.layers import compressed_layers
-from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state, set_phase
-from sparse_accel.compress.ranges import Phase, load_quantization_state, quantizers, without_range
-from sparse_accel.errors import InvariantError, ModelError
+from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state
+from sparse_accel.compress.ranges import Phase, quantizers, without_range
+from sparse_accel.errors import InvariantError
+from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
 from sparse_accel.runtime import outputs
 from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
@@ -29,8 +30,6 @@ from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
 
-PLAN_FILE = "compression_plan.json"
-RANGES_FILE = "quantization.safetensors"
 RECIPE_FILE = "recipe.yaml"
 _COUNTERS = ("_samples", "_runtime", "_samples_per_second")
 
@@ -167,23 +166,6 @@ def present_ranges(module: nn.Module) -> dict[str, Tensor]:
     """Ranges and scales of all quantizers; none while nothing is quantized yet."""
     is_quantized = any(quantizer.phase is not Phase.OFF for quantizer in quantizers(module).values())
     return quantization_state(module) if is_quantized else {}
-
-
-def trained_plan(folder: str) -> CompressionPlan | None:
-    """The plan of a folder that brings its quantizers' ranges, so that it is evaluated as it was trained."""
-    path = Path(folder)
-    if not (path / RANGES_FILE).is_file() or not (path / PLAN_FILE).is_file():
-        return None
-    return CompressionPlan.load(path / PLAN_FILE)
-
-
-def load_ranges(folder: str, model: nn.Module) -> None:
-    """Put a trained folder's ranges under the installed quantizers, and fix them."""
-    try:
-        load_quantization_state(model, load_file(Path(folder) / RANGES_FILE))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}/{RANGES_FILE} cannot be read: {error}") from error
-    set_phase(model, Phase.FROZEN)
 
 
 def check_saved(folder: Path, masks: Mapping[str, Tensor]) -> None:

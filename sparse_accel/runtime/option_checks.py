@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
+from sparse_accel.folders.sources import check_source, neighbour
 from sparse_accel.runtime.options import METRICS, METRICS_WITH_NEGATIVES, TRACKERS, TrainOptions, flag_fields
-from sparse_accel.runtime.sources import check_source, neighbour
 
 
 def validate(options: TrainOptions) -> None:

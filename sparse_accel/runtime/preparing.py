@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.errors import OptionError, RecipeError
+from sparse_accel.folders.trained import load_ranges, trained_plan
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
-from sparse_accel.runtime import checkpoint, finishing, outputs, setup, tracking
+from sparse_accel.runtime import checkpoint, outputs, setup, tracking
 from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
@@ -121,12 +122,12 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     teacher, teacher_note = setup.load_teacher(options, recipe, task, model, tokenizer, accelerator)
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
-    trained_plan = None if options.do_train else finishing.trained_plan(options.model_name_or_path)
-    plan = trained_plan or plan
+    trained = None if options.do_train else trained_plan(options.model_name_or_path)
+    plan = trained or plan
     setup.choose_attention(model, plan, accelerator.device)
     install(model, plan, observe_padding=options.observe_padding)
-    if trained_plan is not None:
-        finishing.load_ranges(options.model_name_or_path, model)
+    if trained is not None:
+        load_ranges(options.model_name_or_path, model)
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     return Parts(task, tokenizer, model, data, teacher, plan, census, notes)
 

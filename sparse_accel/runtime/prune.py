@@ -17,10 +17,10 @@ from sparse_accel.compress.census import Census, Count
 from sparse_accel.compress.masks import global_magnitude_masks, magnitude_mask
 from sparse_accel.compress.plan import prunable_parameters
 from sparse_accel.errors import ModelError, OptionError, OutputError, suggestion
-from sparse_accel.runtime.libraries import quiet_libraries
-from sparse_accel.runtime.loading import has_tokenizer
+from sparse_accel.folders.libraries import quiet_libraries
+from sparse_accel.folders.loading import has_tokenizer
+from sparse_accel.folders.sources import WEIGHT_FILES, check_source
 from sparse_accel.runtime.outputs import check_disk
-from sparse_accel.runtime.sources import WEIGHT_FILES, check_source
 from sparse_accel.targets import match_parameters
 
 SCOPES: Final = ("layer", "global")

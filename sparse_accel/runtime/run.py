@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from sparse_accel.compress.ranges import calibrating, end_step, observe_tokens
+from sparse_accel.folders.libraries import quiet_libraries
 from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.runtime.checkpoint import checkpoints
-from sparse_accel.runtime.libraries import quiet_libraries
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run, require_zeros
 from sparse_accel.runtime.preparing import prepare

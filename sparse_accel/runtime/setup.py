@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from sparse_accel.compress.attention import ATTENTION_NAME, quantized_attention
 from sparse_accel.compress.plan import CompressionPlan, needs_quantized_attention
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
+from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
@@ -26,7 +27,6 @@ from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
-from sparse_accel.runtime.loading import has_tokenizer, load_model, load_tokenizer
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, frozen_copy
@@ -267,24 +267,6 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     plan = CompressionPlan()
     recipe.plan(plan, model)
     return plan
-
-
-def use_own_attention(model: Any) -> bool:
-    """Let the model compute attention through `quantized_attention`; whether it can.
-
-    Where nothing is quantized that is torch's fused attention, as before, but transformers does not look into the mask for
-    padding first: on a GPU that would wait for the device in every forward.
-    """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
-
-    AttentionInterface.register(ATTENTION_NAME, quantized_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
-    try:
-        model.set_attn_implementation(ATTENTION_NAME)
-    except (ValueError, KeyError):
-        return False
-    return bool(model.config._attn_implementation == ATTENTION_NAME)
 
 
 def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) -> None:

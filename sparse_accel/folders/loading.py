@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import torch
 
 from sparse_accel.errors import ModelError
-from sparse_accel.runtime.sources import check_source
+from sparse_accel.folders.sources import check_source
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,13 +21,36 @@ _TOKENIZER_FILES = (
 )
 
 
+class HubOptions(Protocol):
+    """How the hub is asked, where a name is not a folder; Hugging Face's own options."""
+
+    @property
+    def cache_dir(self) -> str | None: ...
+    @property
+    def model_revision(self) -> str: ...
+    @property
+    def use_auth_token(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class HubDefaults:
+    """What the hub is asked with when nobody says otherwise."""
+
+    cache_dir: str | None = None
+    model_revision: str = "main"
+    use_auth_token: bool = False
+
+
+HUB_DEFAULTS: Final = HubDefaults()
+
+
 def has_tokenizer(name: str) -> bool:
     """Whether a local folder brings a tokenizer; a hub id is taken to."""
     path = Path(name).expanduser()
     return not path.is_dir() or any((path / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def load_tokenizer(name: str, options: Any, what: str) -> Any:
+def load_tokenizer(name: str, options: HubOptions, what: str) -> Any:
     """A fast tokenizer. Raises ModelError when there is none."""
     from transformers import AutoTokenizer
 
@@ -46,7 +70,7 @@ def load_tokenizer(name: str, options: Any, what: str) -> Any:
 
 
 def load_model(
-    name: str, task: Any, options: Any, what: str, *, config_name: str | None = None
+    name: str, task: Any, options: HubOptions, what: str, *, config_name: str | None = None
 ) -> tuple[Any, list[str]]:
     """The model with the task's head in fp32, and the names of the head's parameters that the folder did not have.
 
@@ -88,7 +112,7 @@ def _refuse_pointers(name: str, what: str) -> None:
                 )
 
 
-def _hub(options: Any) -> dict[str, Any]:
+def _hub(options: HubOptions) -> dict[str, Any]:
     return {
         "cache_dir": options.cache_dir,
         "revision": options.model_revision,

@@ -1,0 +1,1 @@
+"""Runs what was exported: engines, prediction, scoring and latency."""
