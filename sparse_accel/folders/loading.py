@@ -78,12 +78,19 @@ def load_model(
     """
     from transformers import AutoConfig
 
-    check_source(name, what, weights=True)
-    _refuse_pointers(name, what)
+    from sparse_accel.folders.storage import is_compressed, read_compressed  # which builds on this module
+
+    compressed = is_compressed(name)
+    if not compressed:
+        check_source(name, what, weights=True)
+        _refuse_pointers(name, what)
+    # Compressed weights are unpacked in memory; transformers then gets them as it gets those that it reads itself.
+    state = read_compressed(name) if compressed else None
+    source, hub = (None, {"state_dict": state}) if compressed else (name, _hub(options))
     try:
         config = AutoConfig.from_pretrained(config_name or name, **_hub(options))
         model, info = task.model_class.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, **_hub(options)
+            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
         )
     except Exception as error:  # transformers raises whatever its readers raise
         raise ModelError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error

@@ -38,7 +38,11 @@ class TrainedModel:
 def open_trained(folder: str | Path, task: Task, hub: HubOptions = HUB_DEFAULTS) -> TrainedModel:
     """Open a model folder (or hub id) for `task` as it was trained. Raises ModelError when it cannot be, among others
     when its head is missing or a quantizer never saw data."""
+    from sparse_accel.folders.sparseml import is_sparseml_state, open_sparseml  # which builds on this module
+
     name = str(folder)
+    if is_sparseml_state(name):
+        return open_sparseml(name, task, hub)
     model, missing = load_model(name, task, hub, "MODEL")
     if missing:
         raise ModelError(
@@ -63,7 +67,9 @@ def open_trained(folder: str | Path, task: Task, hub: HubOptions = HUB_DEFAULTS)
         load_ranges(name, model)
         blind = without_range(model)
         if blind:
-            notes.append(f"{len(blind)} quantizers never saw data and are left out, among them {blind[0]}")
+            notes.append(
+                f"{len(blind)} quantizers never saw data, among them {blind[0]}: the task may not use that module"
+            )
     model.eval()
     return TrainedModel(Path(name), model, tokenizer, plan, tuple(notes))
 

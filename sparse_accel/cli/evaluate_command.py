@@ -1,0 +1,235 @@
+"""The command `evaluate`: scores folders on a data set, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparse_accel.errors import OptionError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sparse_accel.serving.scoring import FolderScore
+
+_METRIC_NAMES = {"exact_match": "Exact match", "exact": "Exact match", "f1": "F1"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate")(evaluate_command)
+
+
+def evaluate_command(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Deployment or model folder; several are shown side by side, with the difference to the first.",
+            metavar="FOLDER...",
+        ),
+    ],
+    validation_file: Annotated[
+        str | None,
+        typer.Option(
+            "--validation_file", help="Questions with answers: JSON, JSON lines, CSV or parquet.", show_default=False
+        ),
+    ] = None,
+    dataset_name: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset_name",
+            help="A data set of the hub, or a folder with one; its validation split.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset_config_name: Annotated[
+        str | None, typer.Option("--dataset_config_name", help="Its configuration.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            help="onnxruntime, openvino or torch; once for all folders, or once for each in order. Left out: ONNX Runtime"
+            " for deployments, torch for model folders.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Processor threads. Left out: the engine decides.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--per_device_eval_batch_size", "--batch_size", help="Windows in a batch.")
+    ] = 8,
+    max_eval_samples: Annotated[
+        int | None,
+        typer.Option("--max_eval_samples", help="Questions to score on. Left out: all.", show_default=False),
+    ] = None,
+    version_2_with_negative: Annotated[
+        bool, typer.Option("--version_2_with_negative", help="Some questions have no answer (SQuAD 2).")
+    ] = False,
+    null_score_diff_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--null_score_diff_threshold",
+            help="How far the score of no answer must lie above the best answer's.",
+            show_default=False,
+        ),
+    ] = None,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max_seq_length", help="Tokens in a window. Left out: the folder's own.", show_default=False),
+    ] = None,
+    doc_stride: Annotated[
+        int | None,
+        typer.Option(
+            "--doc_stride", help="Tokens by which windows overlap. Left out: the folder's own.", show_default=False
+        ),
+    ] = None,
+    n_best_size: Annotated[
+        int | None, typer.Option("--n_best_size", help="Candidates that are kept.", show_default=False)
+    ] = None,
+    max_answer_length: Annotated[
+        int | None, typer.Option("--max_answer_length", help="Tokens of the longest answer.", show_default=False)
+    ] = None,
+    on_bad_rows: Annotated[
+        str, typer.Option("--on_bad_rows", help="What a bad row of the data does.", metavar="error|skip")
+    ] = "error",
+    cache_dir: Annotated[
+        str | None, typer.Option("--cache_dir", help="Folder for tokenized features and data sets.", show_default=False)
+    ] = None,
+    overwrite_cache: Annotated[bool, typer.Option("--overwrite_cache", help="Tokenize anew.")] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            help="Folder for eval_results.json and the predictions; with several FOLDERs, one in it for each. Left out:"
+            " nothing is written.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Score deployments (ONNX Runtime, OpenVINO) and model folders (torch) with the windows and metrics of training."""
+    engines = _engines(engine or [], folders)
+    if not validation_file and not dataset_name:
+        raise OptionError("evaluate: on what? pass --validation_file FILE, or --dataset_name NAME")
+    from rich.console import Console
+
+    from sparse_accel.serving.scoring import ScoreOptions, check_output_dir, score_folder, write_score
+
+    options = ScoreOptions(
+        validation_file=validation_file,
+        dataset_name=dataset_name,
+        dataset_config_name=dataset_config_name,
+        max_eval_samples=max_eval_samples,
+        max_seq_length=max_seq_length,
+        doc_stride=doc_stride,
+        n_best_size=n_best_size,
+        max_answer_length=max_answer_length,
+        # The flag can only say yes; without it, the folder knows.
+        version_2_with_negative=version_2_with_negative or None,
+        null_score_diff_threshold=null_score_diff_threshold,
+        on_bad_rows=on_bad_rows,
+        cache_dir=cache_dir,
+        overwrite_cache=overwrite_cache,
+    )
+    names = _column_names(folders, engines)
+    places: list[Path | None] = [None] * len(folders)
+    if output_dir is not None:
+        places = [output_dir / name if len(folders) > 1 else output_dir for name in names]
+        check_output_dir(output_dir)
+    say = Console(stderr=True, highlight=False)
+    scores = []
+    for folder, chosen, name, place in zip(folders, engines, names, places, strict=True):
+        with _bar(say, name) as on_batch:
+            score = score_folder(
+                folder, options, engine=chosen, threads=threads, batch_size=batch_size, on_batch=on_batch
+            )
+        for note in score.notes:
+            say.print(f"note: {note}", markup=False, soft_wrap=True)
+        if place is not None:
+            check_output_dir(place)
+            write_score(place, score)
+        scores.append(score)
+    console = Console(highlight=False)
+    console.print(score_table(scores, names))
+    if len({(score.facts.max_seq_length, score.facts.doc_stride) for score in scores}) > 1:
+        say.print(
+            "note: the folders were scored with different windows; --max_seq_length and --doc_stride make them equal"
+        )
+    if output_dir is not None:
+        console.print(f"written to {output_dir}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _engines(given: Sequence[str], folders: Sequence[Path]) -> list[str | None]:
+    if len(given) > 1 and len(given) != len(folders):
+        raise OptionError(f"--engine is given {len(given)} times for {len(folders)} folders: once, or once for each")
+    return list(given) if len(given) > 1 else [given[0] if given else None] * len(folders)
+
+
+def _column_names(folders: Sequence[Path], engines: Sequence[str | None]) -> list[str]:
+    """The folders' names, made different by engine or number where two are the same."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{engine}" if engine else name for name, engine in zip(names, engines, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, start=1)]
+    return names
+
+
+def score_table(scores: Sequence[FolderScore], names: Sequence[str]) -> Table:
+    """A column for each folder; from the second on with the difference to the first (speed: the ratio)."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_row("Engine", *(score.engine for score in scores))
+    first = scores[0]
+    for key in first.scored.metrics:
+        if key.endswith(("total", "_thresh")):
+            continue
+        cells = []
+        for score in scores:
+            value = score.scored.metrics[key]
+            difference = "" if score is first else f" ({value - first.scored.metrics[key]:+.2f})"
+            cells.append(f"{value:.2f}{difference}")
+        table.add_row(_METRIC_NAMES.get(key, key.replace("_", " ")), *cells)
+    table.add_row("Features", *(f"{score.num_features:,}" for score in scores))
+    speeds = []
+    for score in scores:
+        ratio = "" if score is first else f" ({score.features_per_second / first.features_per_second:.2f}x)"
+        speeds.append(f"{score.features_per_second:,.1f}{ratio}")
+    table.add_row("Features/s", *speeds)
+    return table
+
+
+@contextmanager
+def _bar(console: Any, name: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar with the time that is left, on a terminal; elsewhere nothing."""
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,379 @@
+"""The command `predict`: answers questions from arguments, a file or standard input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sparse_accel.serving.predicting import Answer, Predictor
+
+# Characters of context shown on either side of an answer, when its sentence is longer.
+_SHOWN: Final = 120
+_SENTENCE_END: Final = re.compile(r"[.!?]['\")\]]*\s+|\n+")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question, and a phrase that leads a person to it."""
+
+    id: str
+    question: str
+    context: str
+    where: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict_command)
+
+
+def predict_command(
+    deployment: Annotated[
+        Path, typer.Argument(help="Deployment folder, or a trained model folder.", metavar="DEPLOYMENT")
+    ],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", help="A question; may be given several times.", show_default=False)
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", help="The text that holds the answer.", show_default=False)
+    ] = None,
+    context_file: Annotated[
+        str | None,
+        typer.Option("--context_file", help="A text file in its place; - is standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            help="Rows with question and context: JSON, JSON lines, CSV, parquet or SQuAD's layout.",
+            show_default=False,
+        ),
+    ] = None,
+    n_best: Annotated[
+        int | None, typer.Option("--n_best", help="Show that many candidates for each question.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object a line: id, question, answer, score, start, end, n_best."),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            help="Left out: ONNX Runtime for a deployment, torch for a model folder.",
+            metavar="onnxruntime|openvino|torch",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Processor threads. Left out: the engine decides.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Windows in a batch.")] = 8,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max_seq_length", help="Tokens in a window. Left out: the folder's own.", show_default=False),
+    ] = None,
+    doc_stride: Annotated[
+        int | None,
+        typer.Option(
+            "--doc_stride", help="Tokens by which windows overlap. Left out: the folder's own.", show_default=False
+        ),
+    ] = None,
+    max_answer_length: Annotated[
+        int | None, typer.Option("--max_answer_length", help="Tokens of the longest answer.", show_default=False)
+    ] = None,
+    on_bad_rows: Annotated[
+        str,
+        typer.Option(
+            "--on_bad_rows", help="What a bad row does: end the command, or be left out.", metavar="error|skip"
+        ),
+    ] = "error",
+) -> int:
+    """Answer questions about texts. Without --question and --file, questions are read from standard input, one JSON
+    object with question and context a line, and answered as they come."""
+    if on_bad_rows not in ("error", "skip"):
+        raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
+    source = _source(question or [], context, context_file, file)
+    _check_output(output)
+    from sparse_accel.serving.predicting import Predictor
+
+    if source == "file":
+        assert file is not None
+        asked: Iterator[_Asked] = iter(_rows_of_file(file, on_bad_rows))
+    elif source == "arguments":
+        asked = iter(_from_arguments(question or [], context, context_file))
+    else:
+        asked = _from_lines(sys.stdin.buffer, on_bad_rows)
+    predictor = Predictor(
+        deployment,
+        engine,
+        threads=threads,
+        batch_size=batch_size,
+        max_seq_length=max_seq_length,
+        doc_stride=doc_stride,
+        max_answer_length=max_answer_length,
+    )
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = _JsonLines(stream) if as_json else _Readable(stream)
+        for one, answer in _answered(predictor, asked, n_best, on_bad_rows, at_once=source == "lines"):
+            show(one, answer)
+    return 0
+
+
+def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:
+    """Where the questions come from: arguments, file or lines. Raises OptionError where that is not clear."""
+    if context is not None and context_file is not None:
+        raise OptionError("--context and --context_file contradict each other; pass one of them")
+    has_context = context is not None or context_file is not None
+    if file is not None:
+        if questions or has_context:
+            raise OptionError("--file brings questions and contexts; --question and --context do not go with it")
+        return "file"
+    if questions:
+        if not has_context:
+            raise OptionError("--question needs --context TEXT, or --context_file FILE (- is standard input)")
+        return "arguments"
+    if has_context:
+        raise OptionError("a context without --question")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError(
+            "predict: no questions; pass --question TEXT and --context TEXT, or --file FILE, or pipe JSON lines with"
+            ' "question" and "context" into it'
+        )
+    return "lines"
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+def _from_arguments(questions: Sequence[str], context: str | None, context_file: str | None) -> list[_Asked]:
+    from sparse_accel.serving.predicting import problem_of
+
+    where = "--context"
+    if context is None:
+        assert context_file is not None
+        where = f"--context_file {context_file}"
+        context = _read_text(context_file, where)
+    if not context.strip():
+        raise DataError(f"{where}: is empty")
+    for number, question in enumerate(questions, start=1):
+        problem = problem_of(question, context)
+        if problem is not None:
+            which = f" (number {number})" if len(questions) > 1 else ""
+            raise DataError(f"--question{which}: {problem}")
+    return [
+        _Asked(f"row-{number}", question, context, f"--question {question!r}")
+        for number, question in enumerate(questions, start=1)
+    ]
+
+
+def _read_text(name: str, where: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        # As Python reads text, so that offsets count the characters that it counts.
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: is not UTF-8 (byte {data[error.start]:#04x})") from error
+
+
+def _rows_of_file(file: str, on_bad_rows: str) -> list[_Asked]:
+    from sparse_accel.tasks.reading import read_file
+    from sparse_accel.tasks.squad_rows import BadRows, check_rows
+
+    bad = BadRows(on_bad_rows)
+    examples, notes = check_rows(read_file(file), bad, answers="ignored")
+    for note in [*notes, *([bad.note(file)] if bad.messages else [])]:
+        _say(f"note: {note}")
+    return [_Asked(example.id, example.question, example.context, example.where) for example in examples]
+
+
+def _from_lines(stream: IO[bytes], on_bad_rows: str) -> Iterator[_Asked]:
+    """Questions line by line, none read before it is asked for."""
+    found = False
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        found = True
+        where = f"standard input:{number}"
+        try:
+            yield _from_line(line, number, where)
+        except DataError as error:
+            _refuse(str(error), on_bad_rows)
+    if not found:
+        raise DataError('standard input holds no line; expected JSON lines with "question" and "context"')
+
+
+def _from_line(line: bytes, number: int, where: str) -> _Asked:
+    from sparse_accel.serving.predicting import problem_of
+    from sparse_accel.tasks.reading import kind_of
+
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: is not UTF-8 (byte {line[error.start]:#04x})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: should be an object with 'question' and 'context', it is {kind_of(row)}")
+    for name in ("question", "context"):
+        if name not in row:
+            raise DataError(f"{where}: has no {name!r}{suggestion(name, row)}")
+    given = row.get("id")
+    if isinstance(given, bool) or not isinstance(given, str | int | None):
+        raise DataError(f"{where}: the id should be text or a whole number, it is {kind_of(given)}")
+    problem = problem_of(row["question"], row["context"])
+    if problem is not None:
+        raise DataError(f"{where}: {problem}")
+    return _Asked(f"row-{number}" if given in (None, "") else str(given), row["question"], row["context"], where)
+
+
+def _refuse(message: str, on_bad_rows: str) -> None:
+    """A row that cannot be answered: the end, or a line on standard error."""
+    if on_bad_rows == "error":
+        raise DataError(f"{message} (--on_bad_rows skip leaves such rows out)")
+    _say(f"left out: {message}")
+
+
+def _answered(
+    predictor: Predictor, asked: Iterator[_Asked], n_best: int | None, on_bad_rows: str, *, at_once: bool
+) -> Iterator[tuple[_Asked, Answer]]:
+    """Questions with their answers. `at_once` reads no question before the last is answered."""
+    from collections import deque
+
+    waiting: deque[_Asked] = deque()
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for one in asked:
+            waiting.append(one)
+            yield one.question, one.context
+
+    chunk = {"chunk": 1} if at_once else {}
+    for answer in predictor.answers(pairs(), n_best=n_best, **chunk):
+        one = waiting.popleft()
+        if isinstance(answer, DataError):
+            _refuse(f"{one.where}: {answer}", on_bad_rows)
+        else:
+            yield one, answer
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+class _JsonLines:
+    """One JSON object a line."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def __call__(self, one: _Asked, answer: Answer) -> None:
+        """Write an answer."""
+        found = asdict(answer)
+        row = {"id": one.id, "question": one.question, "answer": found.pop("text"), **found}
+        print(json.dumps(row, ensure_ascii=False), file=self.stream, flush=True)
+
+
+class _Readable:
+    """The question, the answer, and the sentence that it stands in."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        from rich.console import Console
+
+        self.console: Console = Console(file=stream, highlight=False)
+
+    def __call__(self, one: _Asked, answer: Answer) -> None:
+        """Write an answer."""
+        from rich.text import Text
+
+        self._line(Text(one.question.strip(), style="bold"))
+        self._line(_score_line(answer))
+        if answer.text:
+            before, text, after = sentence_around(one.context, answer.start, answer.end)
+            self._line(
+                Text("  ") + Text(before, style="dim") + Text(text, style="bold green") + Text(after, style="dim")
+            )
+        for rank, candidate in enumerate(answer.n_best, start=1):
+            self._line(Text(f"  {rank}. ", style="dim") + _score_line(candidate))
+        self.console.print()
+        self.console.file.flush()
+
+    def _line(self, text: Any) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+def _score_line(found: Any) -> Any:
+    from rich.text import Text
+
+    text = Text("  " if hasattr(found, "n_best") else "")
+    if not found.text:
+        return text + Text("no answer", style="italic") + Text(f"  (score {found.score:.3f})", style="dim")
+    where = f"  (score {found.score:.3f}, characters {found.start} to {found.end})"
+    return text + Text(" ".join(found.text.split()), style="bold green") + Text(where, style="dim")
+
+
+def sentence_around(context: str, start: int, end: int) -> tuple[str, str, str]:
+    """What stands before a span in its sentence, the span, and what stands behind it; on one line, long parts cut."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(context)]
+    first = max((place for place in ends if place <= start), default=0)
+    last = min((place for place in ends if place >= end), default=len(context))
+    before, after = context[first:start], context[end:last].rstrip()
+    before = "..." + before[-_SHOWN:] if len(before) > _SHOWN else before
+    after = after[:_SHOWN] + "..." if len(after) > _SHOWN else after
+    # Line breaks and runs of spaces, without joining what they part.
+    return tuple(re.sub(r"\s+", " ", part) for part in (before, context[start:end], after))  # type: ignore[return-value]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError(f"--output: {output} is a folder; name a file")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"--output: there is no folder {output.parent}")
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"--output: the folder {output.absolute().parent} may not be written to")
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[str]]:
+    """Where answers go. A file appears when all are there, or not at all."""
+    if output is None:
+        yield sys.stdout
+        return
+    from sparse_accel.tasks.files import replacing
+
+    try:
+        with replacing(output) as file:
+            stream = io.TextIOWrapper(file, encoding="utf-8")
+            yield stream
+            stream.flush()
+            # The wrapper would close the file that is still to be renamed.
+            stream.detach()
+    except OSError as error:
+        raise OutputError(f"--output: {output} cannot be written: {error.strerror or error}") from error

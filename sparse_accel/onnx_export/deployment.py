@@ -1,0 +1,106 @@
+"""The deployment folder: the graph, and what a program that has never heard of us needs beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sparse_accel.errors import InvariantError, OutputError
+from sparse_accel.folders.trained import TrainedModel
+from sparse_accel.onnx_export.report import REPORT_FILE
+from sparse_accel.serving.deployment import DEPLOYMENT_FILE
+
+if TYPE_CHECKING:
+    from sparse_accel.tasks.base import Task
+
+FORMAT: Final = 1
+# Where the graph lies: at the top, or as transformers.js looks for it.
+LAYOUTS: Final = {"flat": "", "transformers.js": "onnx"}
+# Files of the tokenizer that transformers may not write again, but that others read.
+_TOKENIZER_FILES: Final = (
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+# What training was told and prediction has to know.
+_FACTS: Final = ("max_seq_length", "doc_stride", "version_2_with_negative")
+_RUN_FILE: Final = "run.json"
+
+
+def write_companions(trained: TrainedModel, task: Task, sequence_length: int | None, folder: Path) -> None:
+    """Write config, tokenizer and deployment.json into `folder`."""
+    trained.model.config.save_pretrained(folder)
+    trained.tokenizer.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        if (trained.folder / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(trained.folder / name, folder / name)
+    facts = {"sparse_accel_deployment": FORMAT, "task": task.name, **training_facts(trained.folder)}
+    if sequence_length is not None:
+        facts["sequence_length"] = sequence_length
+    (folder / DEPLOYMENT_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """How the folder's training cut its windows, from its run.json; empty for a folder that has none."""
+    try:
+        command = json.loads((folder / _RUN_FILE).read_text("utf-8"))["command"]
+        return {name: command[name] for name in _FACTS if name in command}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def check_target(target: Path, model_dir: Path, overwrite: bool) -> None:
+    """Raise OutputError where `target` is not free for a deployment. With `overwrite`, an earlier one of ours is."""
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"--deployment_dir {target} is a file; name a folder")
+    if target.exists() and model_dir.exists() and target.samefile(model_dir):
+        raise OutputError(f"--deployment_dir {target} is the model's own folder; name another")
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / DEPLOYMENT_FILE).is_file():
+            raise OutputError(
+                f"--deployment_dir {target} is not empty and holds no {DEPLOYMENT_FILE}, so it is not a deployment of "
+                "ours; name another"
+            )
+        if not overwrite:
+            raise OutputError(f"{target} holds a deployment already; name another, or pass --overwrite to replace it")
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"--deployment_dir {target}: {parent} cannot be written")
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` in one rename when all went well; an earlier deployment goes then.
+
+    An InvariantError leaves what was written beside the target, as `<target>.failed`, for a person to look at; after
+    any other error nothing is left.
+    """
+    target = target.absolute()
+    partial, earlier = (
+        target.with_name(f".{target.name}.partial-{os.getpid()}"),
+        target.with_name(f".{target.name}.earlier-{os.getpid()}"),
+    )
+    failed = target.with_name(f"{target.name}.failed")
+    try:
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+        except InvariantError:
+            if not failed.exists() or (failed / REPORT_FILE).is_file():
+                shutil.rmtree(failed, ignore_errors=True)
+                partial.rename(failed)
+            raise
+        if target.exists():
+            target.rename(earlier)
+        partial.rename(target)
+    except OSError as error:
+        if earlier.exists() and not target.exists():
+            earlier.rename(target)
+        raise OutputError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)

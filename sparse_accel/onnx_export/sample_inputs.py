@@ -1,0 +1,221 @@
+"""Real batches of several shapes for checking an exported graph, and sample files of what goes in and comes out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sparse_accel.demo_corpus import make_corpus
+from sparse_accel.errors import DataError, OptionError, OutputError
+from sparse_accel.tasks.base import Split, Task, TaskData
+
+# Features that a check runs at least, so that an agreement of spans can be told apart from chance.
+MIN_FEATURES: Final = 64
+# Rows of a check's larger batches.
+_BATCH_SIZE: Final = 8
+# One demo context in so many is long: enough to use every position, few enough to keep the check short.
+_LONG_EVERY: Final = 16
+# Written by training; `argv` names the validation file, `command` the training file.
+_RUN_FILE: Final = "run.json"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches to run a model on: int64 `input_ids`, `attention_mask` and, where the tokenizer gives them,
+    `token_type_ids`, [B, S] each. `source` says where the text is from; `notes` are sentences for the person."""
+
+    batches: tuple[dict[str, np.ndarray], ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Rows of all batches."""
+        return sum(len(batch["input_ids"]) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The options of a task that reads one file as test data: answers may be missing, unusable rows are left out."""
+
+    test_file: str
+    max_seq_length: int
+    doc_stride: int
+    cache_dir: str
+    max_predict_samples: int
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    overwrite_cache: bool = False
+    preprocessing_num_workers: int | None = None
+    pad_to_max_length: bool | None = False
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    on_bad_rows: str = "skip"
+    do_train: bool = False
+    do_eval: bool = False
+    do_predict: bool = True
+
+
+def check_batches(
+    task: Task,
+    tokenizer: Any,
+    source: str | Path | None = None,
+    *,
+    max_length: int,
+    model_dir: str | Path | None = None,
+    num: int = MIN_FEATURES,
+    doc_stride: int = 128,
+    sequence_length: int | None = None,
+) -> Samples:
+    """Features of real text, cut as in training, in batches of different shapes.
+
+    The text is that of `source`, a data file; left out, of the validation or training file that `model_dir` was trained
+    with, if it is still there and long enough, else of the demo corpus. About `num` features at most, in one short row,
+    one row at `max_length`, several rows of very different lengths, several of a middle length, then the others in order
+    of their length. `sequence_length` pads all to that length. Raises DataError when `source` cannot be used, OptionError for a task
+    that needs one.
+    """
+    if sequence_length is not None:
+        max_length = min(max_length, sequence_length)
+    # A window that is shorter than those of training needs a shorter stride, or a question leaves it no room.
+    stride = doc_stride if 2 * doc_stride < max_length - 8 else max_length // 8
+
+    def samples_of(file: Path, name: str) -> Samples:
+        return _samples(_read(task, tokenizer, file, max_length, stride, num), max_length, sequence_length, name)
+
+    if source is not None:
+        return samples_of(Path(source), str(source))
+    notes: tuple[str, ...] = ()
+    trained_on = None if model_dir is None else _file_of_run(Path(model_dir))
+    if trained_on is not None:
+        try:
+            samples = samples_of(trained_on, str(trained_on))
+            if samples.num_features >= min(num, MIN_FEATURES):
+                return samples
+            notes = (f"{trained_on}, which the model was trained with, has {samples.num_features} windows only",)
+        except DataError as error:
+            # Nobody asked for this file: one that changed since is no reason to give up.
+            notes = (f"{trained_on}, which the model was trained with, cannot be used for the check: {error}",)
+    if task.name != "question_answering":
+        raise OptionError(
+            f"the check of {task.name.replace('_', ' ')} needs a data file; name one with --validation_file"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "demo_corpus.json"
+        file.write_text(json.dumps({"data": _demo_rows(tokenizer, max_length, num)}), encoding="utf-8")
+        return replace(samples_of(file, "the built-in demo corpus"), notes=notes)
+
+
+def write_samples(
+    folder: str | Path,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    num: int,
+) -> int:
+    """Write the first `num` rows as `sample-inputs/inp-0000.npz` and `sample-outputs/out-0000.npz` below `folder`.
+
+    `outputs` holds what a model gave for each batch. One file a row, one array a name, without the batch dimension:
+    int64 [S] inputs and float32 [S] (or [C]) outputs, padding included. Returns how many were written, which is less
+    than `num` when there are no more. Raises OutputError when the folder cannot be written.
+    """
+    rows = [
+        ({name: column[row] for name, column in batch.items()}, {name: column[row] for name, column in given.items()})
+        for batch, given in zip(batches, outputs, strict=True)
+        for row in range(len(batch["input_ids"]))
+    ][:num]
+    try:
+        for name in ("sample-inputs", "sample-outputs"):
+            (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        for index, (inputs, given) in enumerate(rows):
+            np.savez(Path(folder) / "sample-inputs" / f"inp-{index:04d}.npz", allow_pickle=False, **inputs)
+            np.savez(Path(folder) / "sample-outputs" / f"out-{index:04d}.npz", allow_pickle=False, **given)
+    except OSError as error:
+        raise OutputError(f"{folder}: the samples cannot be written: {error.strerror or error}") from error
+    return len(rows)
+
+
+def _read(task: Task, tokenizer: Any, file: Path, max_length: int, stride: int, num: int) -> TaskData:
+    # A folder of its own for the features: the user's cache is for data sets that are read again.
+    with tempfile.TemporaryDirectory() as cache:
+        options = _Reading(str(file), max_length, stride, cache, num)
+        return task.load(options, tokenizer)
+
+
+def _file_of_run(model_dir: Path) -> Path | None:
+    """The data file that the training run of a folder names and that still exists; validation comes first."""
+    try:
+        document = json.loads((model_dir / _RUN_FILE).read_text("utf-8"))
+        words, command = [str(word) for word in document["argv"]], dict(document["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    named = [_option(words, "validation_file"), command.get("train_file")]
+    return next((Path(name) for name in named if isinstance(name, str) and Path(name).is_file()), None)
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value` in a command line."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            return value if equals else following
+    return None
+
+
+def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]]:
+    """Questions of the demo corpus. Some contexts are made long enough to fill a window; questions are cut to a quarter
+    of it, so that they leave room in short windows or for a vocabulary that splits words into letters."""
+    rows: list[dict[str, Any]] = [dict(row) for row in make_corpus(1, max(num, MIN_FEATURES))[1]]
+    contexts = [row["context"] for row in rows]
+    for index, row in enumerate(rows):
+        offsets = tokenizer(row["question"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        row["question"] = row["question"][: offsets[: max(1, max_length // 4)][-1][1]]
+        del row["answers"]
+        following = index
+        # A passage has far more than 16 tokens, so this ends after max_length / 16 of them.
+        while index % _LONG_EVERY == 0 and following - index < max_length // 16:
+            following += 1
+            row["context"] += " " + contexts[following % len(contexts)]
+    return rows
+
+
+def _samples(data: TaskData, max_length: int, sequence_length: int | None, source: str) -> Samples:
+    assert data.test is not None, "the test split was asked for"
+    batches = []
+    for rows, length in _shapes(data.test, max_length):
+        collate = replace(
+            data.collate,
+            max_length=sequence_length or length or max_length,
+            pad_to_max_length=bool(sequence_length or length),
+        )
+        batches.append({name: tensor.numpy() for name, tensor in collate(rows).items()})
+    return Samples(tuple(batches), source)
+
+
+def _shapes(split: Split, max_length: int) -> list[tuple[list[dict[str, np.ndarray]], int | None]]:
+    """The rows of each batch and the length they are padded to, None for that of the longest."""
+    order = np.argsort(split.features.lengths, kind="stable").tolist()
+    count = len(order)
+    spread = [order[index * count // _BATCH_SIZE] for index in range(min(_BATCH_SIZE, count))]
+    middle = order[count // 2 : count // 2 + _BATCH_SIZE // 2]
+    chosen: list[tuple[list[int], int | None]] = [
+        ([order[0]], int(split.features.lengths[order[0]])),
+        ([order[-1]], max_length),
+        (spread, None),
+        (middle, None),
+    ]
+    used = {index for indices, _ in chosen for index in indices}
+    others = [index for index in order if index not in used]
+    chosen += [(others[start : start + _BATCH_SIZE], None) for start in range(0, len(others), _BATCH_SIZE)]
+    return [([split.features[index] for index in indices], length) for indices, length in chosen]
