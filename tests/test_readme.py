@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from sparse_accel.recipe import shipped
 from sparse_accel.recipe.schema import Recipe
 from tests import readme_tree, tiny
+from tests.export.trained import trained_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,6 +30,7 @@ def _commands() -> list[str]:
     return [line for line in blocks.splitlines() if line.strip()]
 
 
+DEPLOYMENT = "MODEL_DIR/deployment"
 MAKE = [command for command in _commands() if command.startswith("make ")]
 PROGRAM = [command for command in _commands() if not command.startswith("make ")]
 
@@ -67,6 +70,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = shipped.find("question_answering/pruned_quant")
     assert recipe is not None
     shutil.copy(recipe, folder / "recipe.yaml")
+    trained_folder(folder / "MODEL_DIR", sparsity=0.5)
     return folder
 
 
@@ -90,12 +94,31 @@ def _run(command: str, folder: Path) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("command", PROGRAM)
 def test_the_command_runs_as_it_stands(command: str, desk: Path) -> None:
-    _run(command, desk)
+    needs_deployment = DEPLOYMENT in command and not command.startswith("sparse_accel export")
+    if needs_deployment and not (desk / DEPLOYMENT).is_dir():
+        _run(f"sparse_accel export MODEL_DIR --deployment_dir {DEPLOYMENT} --no_validate", desk)
+    shown = _run(command, desk)
     output = re.search(r"--output_dir (\S+)", command)
-    if output is None:
+    kind = command.split("sparse_accel ")[1].split()[0]
+    if kind == "export":
+        assert json.loads((desk / DEPLOYMENT / "export_report.json").read_text())["passed"]
+        assert (desk / DEPLOYMENT / "compressed" / "model.compressed.safetensors").is_file()
+    elif kind in ("evaluate", "predict"):
+        assert "F1" in shown or "score" in shown.lower()
+    elif kind == "benchmark":
+        assert output is not None and (desk / output[1] / "results.json").is_file()
+    elif output is None:
         assert "--help" in command
     else:
         assert (desk / output[1] / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("text", _fenced("python"))
+def test_the_python_shown_runs_without_torch(text: str, desk: Path) -> None:
+    if not (desk / DEPLOYMENT).is_dir():
+        _run(f"sparse_accel export MODEL_DIR --deployment_dir {DEPLOYMENT} --no_validate", desk)
+    (desk / "shown.py").write_text(f"{text}\nimport sys\nassert 'torch' not in sys.modules\n", "utf-8")
+    assert re.search(r" [01]\.\d+\n$", _run("python shown.py", desk))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparse_accel.serving.engines import Engine
     from sparse_accel.serving.latency import Contender, Grid, Progress, Traits
 
-# A model with fewer zeros than this has no dense twin that differs from it.
+# A model with fewer zeros than this is dense as it is.
 _FEW_ZEROS: Final = 0.05
 
 
@@ -38,7 +38,7 @@ def inference_command(
         list[Path] | None,
         typer.Argument(
             help="Deployment folders or ONNX files; model folders for the engine torch.",
-            metavar="[DEPLOYMENT]...",
+            metavar="DEPLOYMENT",
             show_default=False,
         ),
     ] = None,
@@ -112,9 +112,6 @@ def inference_command(
     ] = False,
 ) -> int:
     """Measure latency and throughput of models that take turns, and say what int8 and zeros bought on this machine."""
-    from sparse_accel.folders.libraries import quiet_libraries
-
-    quiet_libraries()
     from sparse_accel.serving import latency, latency_report
 
     given = list(deployments or [])
@@ -145,6 +142,10 @@ def inference_command(
     latency_report.check_baseline(baseline, names)
     if output_dir is not None:
         latency_report.check_output(output_dir, overwrite)
+    if variants is not None or "torch" in grid.engines:
+        from sparse_accel.folders.libraries import quiet_libraries
+
+        quiet_libraries()
     if variants is not None:
         _check_variants(variants)
     machine = latency.machine_facts(grid.engines)
@@ -321,7 +322,7 @@ def _check_variants(model_dir: Path) -> None:
 
 def _make_variants(model_dir: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Export the variants of a trained model into folders below `folder`, as far as the model has them: those without
-    quantizers have no int8, those without zeros no dense twin. Returns the folders by name, and notes."""
+    quantizers have no int8, those without zeros no sparse ones. Returns the folders by name, and notes."""
     from rich.console import Console
 
     from sparse_accel.compress.census import Census
@@ -333,14 +334,14 @@ def _make_variants(model_dir: Path, folder: Path) -> tuple[dict[str, Path], list
     task = resolve_task(read_deployment(model_dir).task)
     trained = open_trained(model_dir, task)
     sparsity = Census.of(trained.model).sparsity
-    wanted = list(_VARIANTS)
+    wanted = dict(_VARIANTS)
     notes = [f"{model_dir}: {note}" for note in trained.notes]
     if not trained.plan.num_quantizers:
-        wanted = [name for name in wanted if _VARIANTS[name][0] == "float"]
+        wanted = {name: how for name, how in wanted.items() if how[0] == "float"}
         notes.append(f"{model_dir} has no quantizers, so there are no int8 variants")
     if sparsity < _FEW_ZEROS:
-        wanted = [name for name in wanted if not _VARIANTS[name][1]]
-        notes.append(f"{model_dir} has {sparsity:.1%} zeros, so its variants are dense as they are")
+        wanted = {name: (graph_format, False) for name, (graph_format, is_filled) in wanted.items() if is_filled}
+        notes.append(f"{model_dir} has {sparsity:.1%} zeros, so there are no sparse variants")
     else:
         notes.append(
             "the dense variants are the same model with its zeros filled by values drawn from the layer's other weights: "
@@ -349,8 +350,7 @@ def _make_variants(model_dir: Path, folder: Path) -> tuple[dict[str, Path], list
     made: dict[str, Path] = {}
     console = Console(stderr=True)
     # The sparse ones first: filling changes the model for good.
-    for name in sorted(wanted, key=lambda variant: _VARIANTS[variant][1]):
-        graph_format, is_filled = _VARIANTS[name]
+    for name, (graph_format, is_filled) in sorted(wanted.items(), key=lambda item: item[1][1]):
         if is_filled:
             fill_zeros(trained.model)
         (folder / name).mkdir(parents=True)

@@ -120,7 +120,7 @@ def evaluate_command(
         raise OptionError("evaluate: on what? pass --validation_file FILE, or --dataset_name NAME")
     from rich.console import Console
 
-    from sparse_accel.serving.scoring import ScoreOptions, check_output_dir, score_folder, write_score
+    from sparse_accel.serving.scoring import ScoreOptions, check_output_dir, open_to_score, score, write_score
 
     options = ScoreOptions(
         validation_file=validation_file,
@@ -143,22 +143,24 @@ def evaluate_command(
     if output_dir is not None:
         places = [output_dir / name if len(folders) > 1 else output_dir for name in names]
         check_output_dir(output_dir)
+    opened = [
+        open_to_score(folder, options, engine=chosen, threads=threads)
+        for folder, chosen in zip(folders, engines, strict=True)
+    ]
     say = Console(stderr=True, highlight=False)
     scores = []
-    for folder, chosen, name, place in zip(folders, engines, names, places, strict=True):
+    for one, name, place in zip(opened, names, places, strict=True):
         with _bar(say, name) as on_batch:
-            score = score_folder(
-                folder, options, engine=chosen, threads=threads, batch_size=batch_size, on_batch=on_batch
-            )
-        for note in score.notes:
+            found = score(one, options, batch_size=batch_size, on_batch=on_batch)
+        for note in found.notes:
             say.print(f"note: {note}", markup=False, soft_wrap=True)
         if place is not None:
             check_output_dir(place)
-            write_score(place, score)
-        scores.append(score)
+            write_score(place, found)
+        scores.append(found)
     console = Console(highlight=False)
     console.print(score_table(scores, names))
-    if len({(score.facts.max_seq_length, score.facts.doc_stride) for score in scores}) > 1:
+    if len({(found.facts.max_seq_length, found.facts.doc_stride) for found in scores}) > 1:
         say.print(
             "note: the folders were scored with different windows; --max_seq_length and --doc_stride make them equal"
         )
@@ -190,7 +192,7 @@ def score_table(scores: Sequence[FolderScore], names: Sequence[str]) -> Table:
     table = Table()
     table.add_column("")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_row("Engine", *(score.engine for score in scores))
     first = scores[0]
     for key in first.scored.metrics:

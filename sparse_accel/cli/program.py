@@ -136,7 +136,6 @@ def prune_command(
     """Set the smallest weights of a model to zero: a pruned start for those who have none."""
     if use_global and scope not in (None, "global"):
         raise OptionError(f"--global and --scope {scope} contradict each other")
-    _check_one_process("prune")
     from sparse_accel.runtime.prune import print_report, prune
 
     print_report(
@@ -176,7 +175,6 @@ def demo_command(
 ) -> int:
     """Make a corpus, train a dense teacher and a sparse, quantized student on it, and compare them; needs no
     network."""
-    _check_one_process("demo")
     from sparse_accel.cli.demo import DemoSettings, run_demo
 
     settings: dict[str, Any] = {
@@ -292,6 +290,8 @@ def run_command(argv: list[str], speaks: bool) -> int:
     words = parse(argv)
     if "--help" in words and not speaks:
         return 0
+    if words[0] not in ("train", "--help") and "--help" not in words:
+        _check_one_process(words[0])
     code: int = app(words, prog_name="sparse_accel", standalone_mode=False) or 0
     if code == 130:  # what typer makes of an interrupt: no command returns it
         raise KeyboardInterrupt

@@ -8,17 +8,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sparse_accel.errors import InvariantError, OutputError
 from sparse_accel.folders.trained import TrainedModel
 from sparse_accel.onnx_export.report import REPORT_FILE
-from sparse_accel.serving.deployment import DEPLOYMENT_FILE
+from sparse_accel.serving.deployment import DEPLOYMENT_FILE, FORMAT_KEY, FORMAT_VERSION, training_facts
 
 if TYPE_CHECKING:
     from sparse_accel.tasks.base import Task
 
-FORMAT: Final = 1
 # Where the graph lies: at the top, or as transformers.js looks for it.
 LAYOUTS: Final = {"flat": "", "transformers.js": "onnx"}
 # Files of the tokenizer that transformers may not write again, but that others read.
@@ -26,9 +25,6 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
     "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
-# What training was told and prediction has to know.
-_FACTS: Final = ("max_seq_length", "doc_stride", "version_2_with_negative")
-_RUN_FILE: Final = "run.json"
 
 
 def write_companions(trained: TrainedModel, task: Task, sequence_length: int | None, folder: Path) -> None:
@@ -38,19 +34,10 @@ def write_companions(trained: TrainedModel, task: Task, sequence_length: int | N
     for name in _TOKENIZER_FILES:
         if (trained.folder / name).is_file() and not (folder / name).exists():
             shutil.copyfile(trained.folder / name, folder / name)
-    facts = {"sparse_accel_deployment": FORMAT, "task": task.name, **training_facts(trained.folder)}
+    facts = {FORMAT_KEY: FORMAT_VERSION, "task": task.name, **training_facts(trained.folder)}
     if sequence_length is not None:
         facts["sequence_length"] = sequence_length
     (folder / DEPLOYMENT_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-
-
-def training_facts(folder: Path) -> dict[str, Any]:
-    """How the folder's training cut its windows, from its run.json; empty for a folder that has none."""
-    try:
-        command = json.loads((folder / _RUN_FILE).read_text("utf-8"))["command"]
-        return {name: command[name] for name in _FACTS if name in command}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def check_target(target: Path, model_dir: Path, overwrite: bool) -> None:

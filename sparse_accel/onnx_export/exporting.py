@@ -278,16 +278,15 @@ def _prove(
 
 
 def _samples(trained: TrainedModel, task: Task, options: ExportOptions, num: int) -> Samples:
-    described = read_deployment(trained.folder)
-    facts = {**asdict(described.facts), **deployment.training_facts(trained.folder)}
+    facts = read_deployment(trained.folder).facts
     return check_batches(
         task,
         trained.tokenizer,
         options.validation_file,
-        max_length=min(facts["max_seq_length"], described.longest or facts["max_seq_length"]),
+        max_length=facts.max_seq_length,
         model_dir=trained.folder,
         num=num,
-        doc_stride=facts["doc_stride"],
+        doc_stride=facts.doc_stride,
         sequence_length=options.sequence_length,
     )
 

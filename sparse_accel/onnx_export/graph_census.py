@@ -256,11 +256,12 @@ def _check_weight(census: GraphCensus, module: Any, names: Sequence[str], quanti
         # A float graph of a quantized model may hold the weight as it is or as it was rounded.
         allowed.add(weight.numel() - int(torch.count_nonzero(module.masked_weight())))
     found = next(filter(None, (census.weight_of(owner, integer=quantized) for owner in names)), None)
-    if quantized and (left := census.weight_of(name, integer=False)) is not None:
-        yield f"{name}: the plan quantizes its weight, and the file holds it in {left.dtype}"
+    left = census.weight_of(name, integer=False) if quantized else None
     if found is None and not quantized:
         found = census.unnamed_matrix(tuple(weight.shape), allowed)
-    if found is None:
+    if left is not None:
+        yield f"{name}: the plan quantizes its weight, and the file holds it in {left.dtype}"
+    elif found is None:
         yield f"{name}: the file does not hold its weight{' as 8-bit integers' if quantized else ''}"
     elif found.numel != weight.numel():
         yield f"{name}: the file holds {found.numel} numbers for a weight of {weight.numel()}"

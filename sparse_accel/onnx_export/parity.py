@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -95,9 +96,9 @@ class Difference:
         return (self.num_same + self.num_ties) / self.num_features
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers as plain values."""
+        """All numbers as plain values; None for one that is not finite, which JSON has no word for."""
         relative = {"mean": self.mean, "p99": self.p99, "max": self.max, "agreement": self.agreement}
-        return {**asdict(self), **relative}
+        return {name: value if math.isfinite(value) else None for name, value in {**asdict(self), **relative}.items()}
 
 
 @dataclass(frozen=True)
@@ -251,9 +252,9 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
             # Each output about its own mean: that starts score higher than ends says nothing about differences.
             centred.append(expected - expected.mean())
             highest = max(highest, float(np.abs(expected).max()))
-    far = np.concatenate(distances) if distances else np.array([np.inf])
+    far = np.concatenate(distances) if distances else np.array([math.inf])
     spread = float(np.concatenate(centred).std()) if centred else 0.0
-    p99 = float(np.percentile(far, 99))
+    p99 = float(np.percentile(far, 99)) if distances else math.inf
     verdicts = [_verdict(feature, p99 if tie_error is None else tie_error) for feature in features]
     return Difference(
         num_features=len(features),
@@ -270,6 +271,8 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
 
 def _verdict(feature: _Feature, error: float) -> str:
     """`same`, `tie` or `other`: how the prediction from the exported logits stands to the reference's own."""
+    if not all(np.isfinite(values).all() for values in (*feature.reference.values(), *feature.exported.values())):
+        return "other"
     if set(SPAN_KEYS) <= feature.reference.keys():
         start, end = SPAN_KEYS
         scores = span_scores(feature.reference[start], feature.reference[end])

@@ -166,7 +166,7 @@ def _file_of_run(model_dir: Path) -> Path | None:
 
 def _option(words: Sequence[str], name: str) -> str | None:
     """The value of `--name value` or `--name=value` in a command line."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == name:
             return value if equals else following
@@ -183,8 +183,8 @@ def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]
         row["question"] = row["question"][: offsets[: max(1, max_length // 4)][-1][1]]
         del row["answers"]
         following = index
-        # A passage has far more than 16 tokens, so this ends after max_length / 16 of them.
-        while index % _LONG_EVERY == 0 and following - index < max_length // 16:
+        # A word is one token or more, so that such a context fills a window with any tokenizer.
+        while index % _LONG_EVERY == 0 and len(row["context"].split()) < max_length:
             following += 1
             row["context"] += " " + contexts[following % len(contexts)]
     return rows

@@ -15,15 +15,10 @@ from torch.utils.data import DataLoader
 from sparse_accel.runtime.batches import FeatureSet
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import Scored, Split
+from sparse_accel.tasks.features import length_sorted_batches
 
 # Called with (done, total) batches of this rank.
 OnBatch = Callable[[int, int], None]
-
-
-def length_sorted_batches(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
-    """This rank's batches of feature indices, longest first: little padding, and memory trouble shows at once."""
-    order = np.argsort(-lengths, kind="stable")[rank::world_size]
-    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
 @dataclass(frozen=True)

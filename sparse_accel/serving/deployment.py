@@ -26,6 +26,7 @@ _SHIFTED_POSITIONS: Final = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod"}
 )
 _DEFAULT_LENGTH: Final = 384
+_DEFAULT_STRIDE: Final = 128
 # The record that training leaves in its folder, and what it tells of windows.
 _RUN_FILE: Final = "run.json"
 _TRAINING_FACTS: Final = ("max_seq_length", "doc_stride", "version_2_with_negative")
@@ -117,7 +118,8 @@ def read_deployment(folder: str | Path) -> Deployment:
     """What is known of a deployment or model folder before its model is opened.
 
     Facts come from `deployment.json`, else from the training run that wrote the folder, else they are defaults: windows of
-    384 tokens or what the model reads, overlapping by a third of that. Raises ModelError for a folder that is none, and for a task that there is not.
+    384 tokens or what the model reads, overlapping by 128 or a third of that. Raises ModelError for a folder that is none,
+    and for a task that there is not.
     """
     path = Path(folder)
     config = _read_config(path)
@@ -131,7 +133,7 @@ def read_deployment(folder: str | Path) -> Deployment:
     longest = min((limit for limit in limits if limit is not None), default=None)
     length = stated.get("max_seq_length", _DEFAULT_LENGTH)
     length = length if longest is None else min(length, longest)
-    facts = {"doc_stride": length // 3} | {
+    facts = {"doc_stride": min(_DEFAULT_STRIDE, length // 3)} | {
         name: value for name, value in stated.items() if name in Facts.__dataclass_fields__
     }
     return Deployment(

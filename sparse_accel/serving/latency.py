@@ -32,6 +32,7 @@ _FEWEST_ROUNDS: Final = 3
 # The worker threads of ONNX Runtime go on spinning after a call, for some tens of milliseconds. On a machine of two cores
 # that made the next engine's calls take twice as long.
 _SPINNING_SECONDS: Final = 0.05
+_LONGEST_REASON: Final = 300
 _LENGTHS: Final = (128, 384)
 # Token ids of a graph whose vocabulary nobody states.
 _SMALL_VOCABULARY: Final = 100
@@ -304,7 +305,7 @@ def _warm_up(call: Callable[[], object]) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"the graph wants an input {error}, which the benchmark does not make"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -324,6 +324,8 @@ def notes(report: LatencyReport) -> list[str]:
         lines.append(
             f"some rows have only {fewest} calls, so their p99 is close to the slowest one; --seconds gives more"
         )
+    if min(len(timing.rounds) for timing in report.measured.timings) < 6:
+        lines.append("with fewer than six rounds the interval is their range, and promises less than 95 %")
     busy = report.machine["busy_cores_before"]
     if busy is not None and busy > 0.25 * report.machine["cores"]:
         lines.append(
@@ -348,7 +350,7 @@ def failure_lines(report: LatencyReport) -> list[str]:
     for failure in report.measured.failures:
         groups.setdefault((failure.cell.model, failure.cell.engine, failure.reason), []).append(failure.cell)
     return [
-        f"{model} with {_ENGINE_NAMES[engine]} ({len(cells)} of the cells): {reason}"
+        f"{model} with {_ENGINE_NAMES[engine]} ({len(cells)} row{'s' * (len(cells) > 1)}): {reason}"
         for (model, engine, reason), cells in groups.items()
     ]
 
@@ -435,13 +437,21 @@ def to_markdown(report: LatencyReport) -> str:
         for index, cells in enumerate(section.cells):
             shown = list(section.setting.values()) if index == 0 else [""] * len(settings)
             lines.append("| " + " | ".join([*shown, *cells]) + " |")
-    lines += ["", f"Speed-up: over {report.baseline} in the same setting, with its 95 % interval.", ""]
+    lines += ["", f"{_speedup_caption(report)}.", ""]
     lines += [f"* {line}" for line in model_lines(report)]
     lines += ["", f"Machine: {machine_line(report)}; {_version_words(report)}.", ""]
     lines += [f"* not measured: {line}" for line in failure_lines(report)]
     lines += [f"* note: {line}" for line in notes(report)]
     lines += ["", "```", report.command, "```", ""]
     return "\n".join(lines)
+
+
+def _speedup_caption(report: LatencyReport) -> str:
+    words = f"speed-up, and its 95 % interval: over {report.baseline} in the same setting"
+    if len({timing.cell.engine for timing in report.measured.timings}) > 1:
+        first = _ENGINE_NAMES[report.grid.engines[0]]
+        words += f"; vs {first}: over {report.baseline} with {first}"
+    return words
 
 
 def _version_words(report: LatencyReport) -> str:
@@ -459,7 +469,7 @@ def print_report(report: LatencyReport) -> None:
     found = table(report)
     shown = Table(
         title=f"Latency: {found.common}" if found.common else "Latency",
-        caption=f"speed-up: over {report.baseline} in the same setting",
+        caption=_speedup_caption(report),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -498,36 +508,37 @@ _COLOURS: Final = ("#9ecae1", "#2171b5", "#fdae6b", "#d94801", "#74c476", "#6a51
 
 
 def plot(report: LatencyReport, path: Path) -> None:
-    """Draw p50 with whiskers up to p90 into a PNG: a panel for each engine and thread count, a row of panels for each
-    batch size, a group of bars for each length. Needs matplotlib."""
+    """Draw p50 with whiskers up to p90 into a PNG: a panel for each engine, thread count and batch size, in it a group of
+    bars for each length. Panels of one batch size have one scale. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     timings = {timing.cell: timing for timing in report.measured.timings}
     grid = report.grid
-    used = [pair for pair in product(grid.engines, grid.threads) if any((c.engine, c.threads) == pair for c in timings)]
+    engines = [engine for engine in grid.engines if any(cell.engine == engine for cell in timings)]
     names = [contender.name for contender in report.contenders]
-    bars = len(names) * len(grid.sequence_lengths)
-    width = max(3.2, 0.62 * bars + 0.6 * len(grid.sequence_lengths))
-    figure = Figure(
-        figsize=(max(6.0, 0.8 + width * len(used)), 1.5 + 3.2 * len(grid.batch_sizes)), layout="constrained"
+    # Thread counts side by side and engines below each other; engines side by side where there is one thread count.
+    wide = len(grid.threads) == 1
+    pairs = (
+        [[(engine, grid.threads[0]) for engine in engines]]
+        if wide
+        else [[(e, t) for t in grid.threads] for e in engines]
     )
+    rows = list(product(grid.batch_sizes, pairs))
+    width = max(3.4, 0.52 * len(names) * len(grid.sequence_lengths) + 0.8)
+    figure = Figure(figsize=(max(6.5, 0.8 + width * len(pairs[0])), 1.6 + 2.9 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(grid.batch_sizes), len(used), sharey="row", squeeze=False)
-    for row, batch_size in enumerate(grid.batch_sizes):
-        for column, (engine, threads) in enumerate(used):
-            axes = panels[row][column]
+    panels = figure.subplots(len(rows), len(pairs[0]), squeeze=False)
+    for row, (batch_size, beside) in enumerate(rows):
+        for axes, (engine, threads) in zip(panels[row], beside, strict=True):
             _draw_panel(axes, timings, names, engine, threads, batch_size, grid.sequence_lengths)
             words = f"{_ENGINE_NAMES[engine]}, {threads} thread{'s' * (threads > 1)}"
-            axes.set_title(words if len(grid.batch_sizes) == 1 else f"{words}, batch {batch_size}", fontsize=10)
-            if column == 0:
-                axes.set_ylabel(f"latency of one call, batch {batch_size} (ms)")
+            axes.set_title(f"{words}, batch {batch_size}", fontsize=10)
+        panels[row][0].set_ylabel("latency of one call (ms)")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
-    figure.suptitle(
-        f"Latency: p50, whiskers to p90 (shorter is faster)\n{machine_line(report)}", fontsize=11, wrap=True
-    )
-    figure.savefig(path, dpi=150)
+    figure.suptitle(f"Latency: p50, whiskers to p90 (shorter is faster)\n{machine_line(report)}", fontsize=11)
+    figure.savefig(path, dpi=130)
 
 
 def _draw_panel(
@@ -540,7 +551,9 @@ def _draw_panel(
     lengths: Sequence[int],
 ) -> None:
     bar = 0.84 / len(names)
-    highest = max(timing.percentile(90) for cell, timing in timings.items() if cell.batch_size == batch_size)
+    highest = max(
+        (timing.percentile(90) for cell, timing in timings.items() if cell.batch_size == batch_size), default=1.0
+    )
     for index, name in enumerate(names):
         colour = _COLOURS[index % len(_COLOURS)]
         cells = [Cell(name, engine, threads, batch_size, length) for length in lengths]

@@ -14,7 +14,7 @@ import numpy as np
 from sparse_accel.errors import DataError, ModelError, OptionError
 from sparse_accel.serving.deployment import Deployment, Opened, open_deployment
 from sparse_accel.serving.engines import Engine
-from sparse_accel.tasks.features import Features
+from sparse_accel.tasks.features import Features, length_sorted_batches
 from sparse_accel.tasks.qa_postprocess import postprocess
 from sparse_accel.tasks.qa_windows import Cutter, Question, window_spec
 from sparse_accel.tasks.reading import kind_of
@@ -58,10 +58,6 @@ class Predictor:
 
     `engine` is onnxruntime, openvino or torch (left out: by what the folder holds); the limits override what the folder
     says. Raises ModelError, OptionError and DataError, all of them before the first question.
-
-    >>> predictor = Predictor("deployment")  # doctest: +SKIP
-    >>> predictor(question="Who came?", context="Ada came late.").text  # doctest: +SKIP
-    'Ada'
     """
 
     def __init__(
@@ -146,19 +142,16 @@ class Predictor:
             null_score_diff_threshold=facts.null_score_diff_threshold,
         )
         answers: list[Answer | DataError] = [DataError(problems.get(index, "")) for index in range(len(pairs))]
-        for number, index in enumerate(kept):
+        for index in kept:
             if index in problems:
                 continue
-            key = str(index)
-            search = _Search(
-                features,
-                np.flatnonzero(features.facts["example"] == number).tolist(),
-                starts,
-                ends,
-                facts.max_answer_length,
-                pairs[index][1],
-            )
-            candidates = [candidate for entry in found.nbest[key] if (candidate := search.located(entry)) is not None]
+            key, context = str(index), pairs[index][1]
+            candidates = [
+                Candidate(entry["text"], entry["probability"], start, end)
+                for entry, (start, end) in zip(found.nbest[key], found.spans[key], strict=True)
+                # The stand-in that the search gives when it found no span is not in the context.
+                if entry["text"] == context[start:end]
+            ]
             answers[index] = _chosen(candidates, found.predictions[key], n_best)
         return answers
 
@@ -198,33 +191,6 @@ def _chosen(candidates: Sequence[Candidate], prediction: str, n_best: int) -> An
     return Answer(best.text, best.score, best.start, best.end, tuple(spans.values())[:n_best])
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Finds the characters of n-best entries, which tell text and logits, in the windows of one example."""
-
-    features: Features
-    windows: Sequence[int]
-    starts: Sequence[np.ndarray]
-    ends: Sequence[np.ndarray]
-    max_answer_length: int
-    context: str
-
-    def located(self, entry: Mapping[str, Any]) -> Candidate | None:
-        """The span of an entry; None for the stand-in that the search gives when it found none."""
-        text, score = entry["text"], entry["probability"]
-        for window in self.windows:
-            offsets = self.features.extra_of(window, "offsets")
-            region = range(self.features.facts["context_start"][window], self.features.facts["context_end"][window])
-            firsts = np.flatnonzero(self.starts[window] == entry["start_logit"])
-            lasts = np.flatnonzero(self.ends[window] == entry["end_logit"])
-            for first in (token for token in firsts.tolist() if token in region):
-                for last in (token for token in lasts.tolist() if token in region):
-                    start, end = int(offsets[first, 0]), int(offsets[last, 1])
-                    if 0 <= last - first < self.max_answer_length and self.context[start:end] == text:
-                        return Candidate(text, score, start, end)
-        return None if text else Candidate("", score, 0, 0)
-
-
 # --- running a model over features ------------------------------------------------------------------------------------
 
 
@@ -245,12 +211,6 @@ def check_engine(opened: Opened, outputs: Sequence[str]) -> None:
         raise ModelError(
             f"{folder}: its graph gives {', '.join(engine.output_names)}; {opened.deployment.task} needs {', '.join(missing)}"
         )
-
-
-def length_sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches of feature indices, longest first: little padding, and memory trouble shows at once."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
 def run_features(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.errors import OutputError
-from sparse_accel.serving.deployment import Facts, open_deployment
+from sparse_accel.serving.deployment import Facts, Opened, open_deployment
 from sparse_accel.serving.predicting import OnBatch, check_batch_size, check_engine, run_features
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import Scored, Task, write_predictions
@@ -72,25 +72,25 @@ class FolderScore:
         }
 
 
-def score_folder(
-    folder: str | Path,
-    options: ScoreOptions,
-    *,
-    engine: str | None = None,
-    threads: int | None = None,
-    batch_size: int = 8,
-    on_batch: OnBatch | None = None,
-) -> FolderScore:
-    """Score a folder by `engine` (onnxruntime, openvino or torch; left out: by what the folder holds).
-
-    Raises OptionError, ModelError and DataError, all before the first batch.
-    """
-    check_batch_size(batch_size, "--per_device_eval_batch_size")
+def open_to_score(
+    folder: str | Path, options: ScoreOptions, *, engine: str | None = None, threads: int | None = None
+) -> Opened:
+    """Open a folder by `engine` (onnxruntime, openvino or torch; left out: by what the folder holds), with the facts that
+    `options` change. Raises OptionError and ModelError; the data is not looked at."""
     opened = open_deployment(folder, engine, threads)
     wanted = {name: getattr(options, name) for name in Facts.__dataclass_fields__ if hasattr(options, name)}
-    deployment = opened.deployment.with_facts(**wanted)
+    opened = replace(opened, deployment=opened.deployment.with_facts(**wanted))
+    check_engine(opened, resolve_task(opened.deployment.task).output_keys)
+    return opened
+
+
+def score(
+    opened: Opened, options: ScoreOptions, *, batch_size: int = 8, on_batch: OnBatch | None = None
+) -> FolderScore:
+    """Score what `open_to_score` opened. Raises OptionError and DataError, before the first batch."""
+    check_batch_size(batch_size, "--per_device_eval_batch_size")
+    deployment = opened.deployment
     task: Task = resolve_task(deployment.task)
-    check_engine(replace(opened, deployment=deployment), task.output_keys)
     data_options = _DataOptions.of(options, deployment.facts)
     data = task.load(data_options, deployment.tokenizer, max_positions=deployment.longest)
     split = data.validation

@@ -82,6 +82,12 @@ def concatenate(parts: Sequence[Features]) -> Features:
     )
 
 
+def length_sorted_batches(lengths: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+    """A rank's batches of feature indices, longest first: little padding, and memory trouble shows at once."""
+    order = np.argsort(-lengths, kind="stable")[rank::world_size]
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
 def save_features(path: Path, features: Features) -> None:
     """Write features to one .npz file, whole or not at all."""
     groups = {"tokens": features.tokens, "labels": features.labels, "facts": features.facts, "extra": features.extra}

@@ -17,12 +17,14 @@ class Answers:
     """What was found, by example id.
 
     predictions: the answer; nbest: the candidates, best first, with logits and probability; null_odds: how far the
-    score of "no answer" lies above that of the best answer (None unless unanswerable questions are allowed).
+    score of "no answer" lies above that of the best answer (None unless unanswerable questions are allowed); spans: the
+    characters of the context that each candidate covers, the end exclusive, (0, 0) for none.
     """
 
     predictions: dict[str, str]
     nbest: dict[str, list[dict[str, Any]]]
     null_odds: dict[str, float] | None
+    spans: dict[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ def postprocess(
     predictions: dict[str, str] = {}
     nbest: dict[str, list[dict[str, Any]]] = {}
     null_odds: dict[str, float] = {}
+    spans: dict[str, list[tuple[int, int]]] = {}
     for example, indices in zip(examples, windows, strict=True):
         candidates = [
             _window_candidates(features, index, start_logits[index], end_logits[index], n_best_size, max_answer_length)
             for index in indices
         ]
         null = _null_candidate(indices, start_logits, end_logits) if version_2_with_negative else None
-        ranked = _ranked(candidates, null, n_best_size, example.context)
+        ranked, spans[example.id] = _ranked(candidates, null, n_best_size, example.context)
         nbest[example.id] = [
             {key: value if isinstance(value, str) else float(value) for key, value in entry.items()} for entry in ranked
         ]
@@ -86,7 +89,7 @@ def postprocess(
             odds = sum(null) - best["start_logit"] - best["end_logit"]
             null_odds[example.id] = float(odds)
             predictions[example.id] = "" if odds > null_score_diff_threshold else best["text"]
-    return Answers(predictions, nbest, null_odds if version_2_with_negative else None)
+    return Answers(predictions, nbest, null_odds if version_2_with_negative else None, spans)
 
 
 def _window_candidates(
@@ -119,13 +122,14 @@ def _null_candidate(
 
 def _ranked(
     candidates: Sequence[_Candidates], null: tuple[Any, Any] | None, n_best_size: int, context: str
-) -> list[dict[str, Any]]:
-    """The best candidates with text and probability, best first; never empty."""
+) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """The best candidates with text and probability, best first, and the characters of each; never empty."""
     spans = [(span.begins, span.ends, span.start_logits, span.end_logits) for span in candidates]
     if null is not None:
         spans.append(tuple(np.array([value]) for value in (0, 0, *null)))  # type: ignore[arg-type]
     entries: list[dict[str, Any]] = []
     scores: list[Any] = []
+    characters: list[tuple[int, int]] = []
     if spans:
         begins, ends, starts, stops = (np.concatenate(column) for column in zip(*spans, strict=True))
         sums = starts + stops
@@ -138,10 +142,12 @@ def _ranked(
             for i in best.tolist()
         ]
         scores = list(sums[best])
+        characters = [(int(begins[i]), int(ends[i])) for i in best.tolist()]
     if not entries or (len(entries) == 1 and not entries[0]["text"]):
         entries.insert(0, {"text": "empty", "start_logit": 0.0, "end_logit": 0.0})
         scores.insert(0, 0.0)
+        characters.insert(0, (0, 0))
     powers = np.exp(np.array(scores) - np.max(scores))
     for entry, probability in zip(entries, powers / powers.sum(), strict=True):
         entry["probability"] = probability
-    return entries
+    return entries, characters

@@ -22,7 +22,8 @@ class FoldScaling(ir.passes.InPlacePass):
             if match is None:
                 continue
             product, factor, scale = match
-            name = f"{node.inputs[1].name}_scaled" if node.inputs[1] is not None else "scaled"
+            # Named after the activation: layers that share a quantizer may scale by different factors.
+            name = f"{node.outputs[0].name}_scale"
             folded = initializer(model.graph, name, np.asarray(scale * factor, np.float32).reshape(scale.shape))
             new = ir.node("DequantizeLinear", [node.inputs[0], folded, *node.inputs[2:]])
             replace(model.graph, product, [new])

@@ -43,7 +43,7 @@ class FoldWeights(ir.passes.InPlacePass):
             value = node.inputs[0]
             gather = value.producer() if value is not None else None
             if gather is not None and gather.op_type == "Gather":
-                if len(gather.outputs[0].uses()) != 1:
+                if len(gather.outputs[0].uses()) != 1 or gather.outputs[0].is_graph_output():
                     raise ir.passes.PreconditionError(
                         f"the rows of {gather.inputs[0]} are read before they are quantized"
                     )

@@ -11,7 +11,7 @@ from sparse_accel.onnx_export.passes.quantize_gemm_bias import bias_scale, round
 
 class IntegerProducts(ir.passes.InPlacePass):
     """MatMul of two DequantizeLinear outputs becomes MatMulInteger -> Cast -> Mul; a constant bias behind it is added as
-    int32 before the Cast. Weights and activations are uint8 then, as in the graphs that SparseML wrote: an int8 weight
+    int32 before the Cast, if int32 can hold it on the product's scale. Weights and activations are uint8 then, as in the graphs that SparseML wrote: an int8 weight
     moves by 128, with its zero point.
 
     Before: GemmToMatMul, FoldWeights and TransposeWeights ran; the scale of a right operand is per tensor or per column.
@@ -52,12 +52,17 @@ def _convert(graph: ir.Graph, node: ir.Node, left: ir.Node, right: ir.Node) -> N
     add = only_consumer(node.outputs[0], "Add")
     bias = None if add is None else (add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0])
     values = array_of(bias)
-    if add is not None and bias is not None and values is not None and values.ndim == 1:
-        integers = initializer(graph, f"{bias.name}_quantized", round_bias(values, scale))
-        new.append(ir.node("Add", [product.outputs[0], integers]))
+    integers = round_bias(values, scale) if values is not None and values.ndim == 1 else None
+    if add is not None and bias is not None and integers is not None:
+        held = initializer(graph, f"{bias.name}_quantized", integers)
+        new.append(ir.node("Add", [product.outputs[0], held]))
         last = add
     new.append(ir.node("Cast", [new[-1].outputs[0]], attributes={"to": ir.DataType.FLOAT}))
-    name = f"{right_integers.name}_product_scale" if array_of(right_integers) is not None else f"{node.name}_scale"
+    name = (
+        f"{right_integers.name}_product_scale"
+        if array_of(right_integers) is not None
+        else f"{node.outputs[0].name}_scale"
+    )
     new.append(ir.node("Mul", [new[-1].outputs[0], initializer(graph, name, scale)]))
     replace(graph, last, new)
     if last is not node:
@@ -65,13 +70,15 @@ def _convert(graph: ir.Graph, node: ir.Node, left: ir.Node, right: ir.Node) -> N
 
 
 def _unsigned(graph: ir.Graph, dequantize: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """Integers and zero point of a DequantizeLinear as uint8; a scalar zero point, since all channels share it."""
+    """Integers and zero point of a DequantizeLinear as uint8; one zero point where all channels share it."""
     integers, zero_point = dequantize.inputs[0], dequantize.inputs[2]
     values, zeros = array_of(integers), array_of(zero_point)
     assert integers is not None and zero_point is not None and zeros is not None
     if values is None or values.dtype != np.int8:
         return integers, zero_point
     moved = (values.astype(np.int16) + 128).astype(np.uint8)
-    zero = (zeros.reshape(-1)[:1].astype(np.int16) + 128).astype(np.uint8).reshape(())
+    zero = (zeros.astype(np.int16) + 128).astype(np.uint8)
+    if (zero == zero.flat[0]).all():
+        zero = zero.reshape(-1)[0]
     name = str(integers.name)
     return initializer(graph, f"{name}_unsigned", moved), initializer(graph, f"{name}_zero_point", zero)

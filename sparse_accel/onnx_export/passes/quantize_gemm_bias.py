@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sparse_accel.onnx_export.passes.editing import array_of, initializer, nodes, source
+from sparse_accel.onnx_export.passes.editing import array_of, initializer, nodes, replace, source
 
 
 class QuantizeGemmBias(ir.passes.InPlacePass):
-    """The float bias of a Gemm whose inputs are dequantized becomes int32 with scale s_x * s_w and zero point 0.
+    """The float bias of a Gemm whose inputs are dequantized becomes int32 with scale s_x * s_w and zero point 0. One that
+    int32 cannot hold on that scale, which is tiny for a channel of zeros, is added behind the Gemm instead.
 
-    Before: FoldWeights ran. After: no Gemm with two dequantized operands has a float bias. The rounding is at most half
-    of s_x * s_w, a 255th of a 127th of the product's range.
+    Before: FoldWeights ran. After: no Gemm with two dequantized operands has a constant float bias. The rounding is at
+    most half of s_x * s_w, a 255th of a 127th of the product's range.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -22,6 +23,9 @@ class QuantizeGemmBias(ir.passes.InPlacePass):
             values = array_of(bias)
             assert values is not None
             integers = round_bias(values, scale)
+            if integers is None:
+                _add_behind(model.graph, node, bias)
+                continue
             parameters = [
                 initializer(model.graph, f"{bias.name}_quantized", integers),
                 initializer(model.graph, f"{bias.name}_scale", scale),
@@ -45,16 +49,21 @@ def bias_scale(left: ir.Node, right: ir.Node) -> np.ndarray:
     return product
 
 
-def round_bias(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """int32 integers of a bias."""
-    limits = np.iinfo(np.int32)
-    integers: np.ndarray = np.clip(np.rint(values.astype(np.float64) / scale), limits.min, limits.max).astype(np.int32)
-    return integers
+def round_bias(values: np.ndarray, scale: np.ndarray) -> np.ndarray | None:
+    """int32 integers of a bias; None where one would take more than half of the range, which the product needs too."""
+    integers: np.ndarray = np.rint(values.astype(np.float64) / scale)
+    return integers.astype(np.int32) if (np.abs(integers) <= np.iinfo(np.int32).max // 2).all() else None
+
+
+def _add_behind(graph: ir.Graph, gemm: ir.Node, bias: ir.Value) -> None:
+    product = ir.node("Gemm", gemm.inputs[:2], attributes=gemm.attributes)
+    replace(graph, gemm, [product, ir.node("Add", [product.outputs[0], bias])])
 
 
 def _float_bias(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.Node, ir.Node] | None:
     left, right = source(node.inputs[0], "DequantizeLinear"), source(node.inputs[1], "DequantizeLinear")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if left is None or right is None or bias is None or source(bias, "DequantizeLinear") is not None:
+    if left is None or right is None or bias is None or node.attributes.get_float("beta", 1.0) != 1.0:
         return None
-    return (node, bias, left, right) if array_of(bias) is not None else None
+    values = array_of(bias)
+    return (node, bias, left, right) if values is not None and values.ndim <= 1 else None

@@ -6,15 +6,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sparse_accel.onnx_export.passes.editing import array_of, nodes
+from sparse_accel.onnx_export.passes.editing import array_of, integer_attribute, nodes
 
 
 class ShareQuantize(ir.passes.InPlacePass):
     """QuantizeLinear nodes with one input and equal scale and zero point become one; query, key and value read the same
     hidden states, and their quantizers saw the same ranges.
 
-    Before: any graph. After: no two QuantizeLinear nodes compute the same. Each reader keeps its own DequantizeLinear,
-    which is what runtimes look for beside a product.
+    Before: any graph. After: no two QuantizeLinear nodes compute the same, but for those whose integers are an output of
+    the graph. Each reader keeps its own DequantizeLinear, which is what runtimes look for beside a product.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -36,6 +36,7 @@ class ShareQuantize(ir.passes.InPlacePass):
 
 def _key(node: ir.Node) -> Any:
     scale, zero_point = array_of(node.inputs[1]), array_of(node.inputs[2])
-    if scale is None or zero_point is None:
+    if scale is None or zero_point is None or node.outputs[0].is_graph_output():
         return id(node)
-    return id(node.inputs[0]), scale.tobytes(), zero_point.tobytes(), str(zero_point.dtype)
+    axis = integer_attribute(node, "axis", 1) if scale.size > 1 else None
+    return id(node.inputs[0]), axis, scale.tobytes(), zero_point.tobytes(), str(zero_point.dtype)

@@ -12,7 +12,7 @@ class TransposeWeights(ir.passes.InPlacePass):
     initializer -> Transpose a transposed one.
 
     Before: float weights and the integer ones of FoldWeights. After: no Transpose reads a dequantized or a constant
-    matrix; the channel axis moved with its dimension.
+    tensor, unless its result is an output of the graph; the channel axis moved with its dimension.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -27,11 +27,14 @@ class TransposeWeights(ir.passes.InPlacePass):
                 node.outputs[0].replace_all_uses_with(stored)
                 model.graph.remove(node, safe=True)
                 continue
-            axis = integer_attribute(dequantize, "axis", 1)
-            moved = ir.node(
-                "DequantizeLinear", [stored, *dequantize.inputs[1:]], attributes={"axis": order.index(axis)}
+            scale, attributes = array_of(dequantize.inputs[1]), {}
+            if scale is None or scale.ndim:
+                attributes["axis"] = order.index(integer_attribute(dequantize, "axis", 1) % array.ndim)
+            replace(
+                model.graph,
+                node,
+                [ir.node("DequantizeLinear", [stored, *dequantize.inputs[1:]], attributes=attributes)],
             )
-            replace(model.graph, node, [moved])
         return ir.passes.PassResult(model, modified=bool(found))
 
     def ensures(self, model: ir.Model) -> None:
@@ -48,4 +51,4 @@ def _weight(node: ir.Node) -> tuple[ir.Value | None, ir.Node | None]:
 
 def _constant_source(node: ir.Node) -> ir.Value | None:
     value, _ = _weight(node)
-    return value if array_of(value) is not None else None
+    return value if array_of(value) is not None and not node.outputs[0].is_graph_output() else None
