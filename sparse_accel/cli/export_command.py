@@ -89,7 +89,7 @@ def export_command(
     compress: _Compress = False,
     validate: _Validate = True,
     validation_file: _Data = None,
-    num_check_features: _NumFeatures = 64,
+    num_check_features: _NumFeatures = 32,
     num_export_samples: _NumSamples = 0,
     overwrite: _Overwrite = False,
 ) -> int:
@@ -137,7 +137,7 @@ def export_onnx_command(
             show_default=False,
         ),
     ] = None,
-    num_check_features: _NumFeatures = 64,
+    num_check_features: _NumFeatures = 32,
     num_export_samples: _NumSamples = 0,
     overwrite: _Overwrite = False,
 ) -> int:

@@ -55,7 +55,7 @@ def check_target(target: Path, model_dir: Path, overwrite: bool) -> None:
         if not overwrite:
             raise OutputError(f"{target} holds a deployment already; name another, or pass --overwrite to replace it")
     parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"--deployment_dir {target}: {parent} cannot be written")
 
 

@@ -30,5 +30,5 @@ class ExportOptions:
     compress: bool = False
     validate: bool = True
     validation_file: str | None = None
-    num_check_features: int = 64
+    num_check_features: int = 32
     num_export_samples: int = 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_accel.compress.layers import CompressedLinear
 from sparse_accel.serving.engines import Engine, TorchEngine
 
 # Outputs with one number a token that say together where an answer lies.
@@ -177,11 +180,12 @@ def compare(
     if not batches:
         raise ValueError("there is nothing to compare: no batches")
     by_shape: dict[tuple[int, int], list[_Feature]] = {}
-    for batch in batches:
-        shape = batch["attention_mask"].shape
-        by_shape.setdefault((shape[0], shape[1]), []).extend(
-            _features(reference(batch), exported(batch), batch["attention_mask"].astype(bool), output_keys)
-        )
+    with _weights_rounded_once(reference), _weights_rounded_once(exported):
+        for batch in batches:
+            shape = batch["attention_mask"].shape
+            by_shape.setdefault((shape[0], shape[1]), []).extend(
+                _features(reference(batch), exported(batch), batch["attention_mask"].astype(bool), output_keys)
+            )
     everything = [feature for features in by_shape.values() for feature in features]
     total = _difference(everything)
     shapes = [
@@ -189,6 +193,27 @@ def compare(
         for (batch, length), features in by_shape.items()
     ]
     return Parity(reference.name, exported.name, total, tuple(shapes))
+
+
+@contextmanager
+def _weights_rounded_once(engine: Engine) -> Iterator[None]:
+    """Within, a torch model computes its masked and fake-quantized weights once instead of in every forward, which takes
+    seconds for a large model. They are the same: it is in eval mode and its quantizers are frozen."""
+    layers: list[CompressedLinear] = []
+    if isinstance(engine, TorchEngine):
+        layers = [module for module in engine.model.modules() if isinstance(module, CompressedLinear)]
+    with torch.inference_mode():
+        for layer in layers:
+            layer.__dict__["effective_weight"] = partial(_same, layer.effective_weight())
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("effective_weight", None)
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
 
 
 def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], output_keys: Sequence[str]) -> Difference:
@@ -204,12 +229,13 @@ def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], outp
         return output * (1 + _NUDGE * noise)
 
     engine = TorchEngine(model, tuple(output_keys), next(model.parameters()).device.type)
-    plain = [engine(batch) for batch in batches]
-    hook = model.get_input_embeddings().register_forward_hook(nudged)
-    try:
-        moved = [engine(batch) for batch in batches]
-    finally:
-        hook.remove()
+    with _weights_rounded_once(engine):
+        plain = [engine(batch) for batch in batches]
+        hook = model.get_input_embeddings().register_forward_hook(nudged)
+        try:
+            moved = [engine(batch) for batch in batches]
+        finally:
+            hook.remove()
     masks = [batch["attention_mask"].astype(bool) for batch in batches]
     return _difference(
         [

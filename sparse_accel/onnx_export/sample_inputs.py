@@ -20,7 +20,7 @@ MIN_FEATURES: Final = 64
 # Rows of a check's larger batches.
 _BATCH_SIZE: Final = 8
 # One demo context in so many is long: enough to use every position, few enough to keep the check short.
-_LONG_EVERY: Final = 16
+_LONG_EVERY: Final = 32
 # Written by training; `argv` names the validation file, `command` the training file.
 _RUN_FILE: Final = "run.json"
 
@@ -174,8 +174,8 @@ def _option(words: Sequence[str], name: str) -> str | None:
 
 
 def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]]:
-    """Questions of the demo corpus. Some contexts are made long enough to fill a window; questions are cut to a quarter
-    of it, so that they leave room in short windows or for a vocabulary that splits words into letters."""
+    """Questions of the demo corpus. Some contexts are made long enough to fill a window, one is cut to a word; questions
+    are cut to a quarter of a window, which leaves room in short ones and where a vocabulary splits words into letters."""
     rows: list[dict[str, Any]] = [dict(row) for row in make_corpus(1, max(num, MIN_FEATURES))[1]]
     contexts = [row["context"] for row in rows]
     for index, row in enumerate(rows):
@@ -187,6 +187,7 @@ def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]
         while index % _LONG_EVERY == 0 and len(row["context"].split()) < max_length:
             following += 1
             row["context"] += " " + contexts[following % len(contexts)]
+    rows[1]["context"] = contexts[1].split()[0]
     return rows
 
 

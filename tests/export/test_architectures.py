@@ -35,7 +35,8 @@ from tests.conftest import ROOT
 from tests.export.trained import KINDS, trained_folder
 
 TASK = resolve_task("question_answering")
-SHAPES = ((1, 1), (1, 7), (3, 13), (2, 64), (5, 30))
+# Up to the last position that the tiny models have.
+SHAPES = ((1, 1), (1, 7), (3, 13), (5, 30), (2, 64), (1, 512))
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ def batch_of(trained: TrainedModel, rows: int, length: int, seed: int = 0) -> di
     ids = rng.integers(5, vocabulary, (rows, length))
     mask = np.ones((rows, length), np.int64)
     for row in range(1, rows):
-        padding = length * row // (2 * rows)
-        mask[row, : -length + padding if row == rows - 1 > 1 else None] = 1
-        mask[row, length - padding :] = 0
+        mask[row, length - length * row // (2 * rows) :] = 0
     if rows > 2:
         mask[-1] = mask[-1, ::-1]
     ids[mask == 0] = trained.tokenizer.pad_token_id
@@ -110,10 +109,8 @@ def batch_of(trained: TrainedModel, rows: int, length: int, seed: int = 0) -> di
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types.astype(np.int64)}
 
 
-def differences(
-    trained: TrainedModel, graph: Path, shapes: tuple[tuple[int, int], ...] = SHAPES
-) -> list[dict[str, float]]:
-    """Of each shape: mean and largest difference between ONNX Runtime and torch, as a share of torch's mean logit."""
+def differences(trained: TrainedModel, graph: Path, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[float]:
+    """Of each shape: the mean difference between ONNX Runtime and torch, as a share of torch's mean logit."""
     reference, exported = TorchEngine(trained.model, TASK.output_keys), OrtEngine(graph, 1)
     found = []
     for rows, length in shapes:
@@ -122,17 +119,16 @@ def differences(
         assert given.keys() == wanted.keys() == {"start_logits", "end_logits"}
         assert all(given[name].shape == (rows, length) for name in given)
         size = np.mean([np.abs(wanted[name]).mean() for name in wanted])
-        far = np.stack([np.abs(given[name] - wanted[name]) for name in wanted])
-        found.append({"mean": float(far.mean() / size), "max": float(far.max() / size)})
+        found.append(float(np.mean([np.abs(given[name] - wanted[name]).mean() for name in wanted]) / size))
     return found
 
 
-def assert_same(found: list[dict[str, float]], mean: float) -> None:
-    """`mean` at every shape but one: on a processor that sums in another order, a value halfway between two steps of a
-    quantizer may take the other one, and what comes behind it changes."""
-    ordered = sorted(entry["mean"] for entry in found)
-    assert ordered[-2] < mean, found
-    assert ordered[-1] < 0.02, found
+def assert_same(found: list[float], limit: float) -> None:
+    """At every shape but one: on a processor that sums in another order, a value halfway between two steps of a quantizer
+    may take the other one, and what comes behind it changes."""
+    *most, worst = sorted(found)
+    assert max(most) < limit, found
+    assert worst < 0.02, found
 
 
 @pytest.mark.parametrize(
@@ -144,11 +140,13 @@ def test_graph_computes_what_torch_computes(case: Case, tmp_path: Path) -> None:
     assert (trained.plan.num_quantizers > 0) == case.quantized
     graph = tmp_path / "model.onnx"
     export_graph(trained, TASK, graph, graph_format="qdq" if case.quantized else "float")
+    segments = ("token_type_ids",) if case.kind not in ("distilbert", "roberta") else ()
+    assert OrtEngine(graph, 1).input_names == ("input_ids", "attention_mask", *segments)
     found = differences(trained, graph)
     if case.quantized:
         assert_same(found, 1e-5)
     else:
-        assert max(entry["mean"] for entry in found) < 1e-6, found
+        assert max(found) < 1e-6, found
     census, kernels = census_of(graph), integer_kernels(graph)
     assert check_census(census, trained, integer=case.quantized) == []
     assert check_kernels(kernels, trained) == []
@@ -165,22 +163,13 @@ def test_two_layers_take_any_shape_up_to_the_last_position(tmp_path: Path) -> No
     trained = FULL.write(tmp_path, layers=2)
     graph = tmp_path / "model.onnx"
     export_graph(trained, TASK, graph)
-    longest = trained.model.config.max_position_embeddings
-    assert_same(differences(trained, graph, ((1, 1), (2, 17), (7, 5), (4, 128), (1, longest))), 1e-5)
+    assert_same(differences(trained, graph, ((1, 1), (2, 17), (7, 5), (4, 128), (2, 512))), 1e-5)
     model = onnx.load(graph)
     for value in (*model.graph.input, *model.graph.output):
         assert [dim.dim_param for dim in value.type.tensor_type.shape.dim] == ["batch", "sequence"], value.name
     assert [value.name for value in model.graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
     assert [value.name for value in model.graph.output] == ["start_logits", "end_logits"]
     onnx.checker.check_model(model, full_check=True)
-
-
-def test_roberta_reads_as_many_tokens_as_it_has_positions_behind_the_padding_index(tmp_path: Path) -> None:
-    trained = Case("roberta", False, False).write(tmp_path)
-    graph = tmp_path / "model.onnx"
-    export_graph(trained, TASK, graph, graph_format="float")
-    assert differences(trained, graph, ((1, 512),))[0]["mean"] < 1e-6
-    assert [value.name for value in onnx.load(graph).graph.input] == ["input_ids", "attention_mask"]
 
 
 def test_a_fixed_length_is_fixed_in_inputs_and_outputs_while_the_batch_stays_free(tmp_path: Path) -> None:
@@ -202,7 +191,14 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return FULL.write(tmp_path_factory.mktemp("full"))
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+# What lies between the first and the last, and is not the default, which all others have, is left to the full run.
+@pytest.mark.parametrize(
+    "opset",
+    [
+        pytest.param(opset, marks=[] if opset in (OPSETS[0], OPSETS[-1]) else [pytest.mark.exhaustive])
+        for opset in OPSETS
+    ],
+)
 def test_every_opset_that_is_offered_runs(full: TrainedModel, opset: int, tmp_path: Path) -> None:
     graph = tmp_path / "model.onnx"
     export_graph(full, TASK, graph, opset=opset)
@@ -218,7 +214,7 @@ def test_the_integer_format_spells_every_quantized_product_out(kind: str, tmp_pa
     trained = Case(kind, True, True, per_channel=kind == "albert", embeddings=True, attention=True).write(tmp_path)
     graph = tmp_path / "model.onnx"
     export_graph(trained, TASK, graph, graph_format="integer")
-    assert max(entry["mean"] for entry in differences(trained, graph)) < 0.01
+    assert max(differences(trained, graph)) < 0.01
     nodes = onnx.load(graph).graph.node
     kinds = Counter(node.op_type for node in nodes)
     expected = expected_matmuls(trained)
@@ -244,7 +240,7 @@ def test_no_trace_of_this_machine_is_in_the_file_and_two_exports_are_equal(full:
     assert not model.metadata_props and not model.functions
 
 
-@pytest.mark.parametrize("graph_format", ["qdq", "integer", "float"])
+@pytest.mark.parametrize("graph_format", ["qdq", "float"])
 def test_the_model_is_left_as_it_was(full: TrainedModel, graph_format: str, tmp_path: Path) -> None:
     batch = batch_of(full, 3, 13)
     engine = TorchEngine(full.model, TASK.output_keys)

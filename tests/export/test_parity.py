@@ -238,6 +238,22 @@ def test_an_export_is_what_was_planned_and_agrees_with_torch(exported: Exported)
     assert (parity.reference, parity.exported) == ("torch", "onnxruntime")
 
 
+def test_comparing_leaves_the_model_as_it_was(exported: Exported) -> None:
+    reference = TorchEngine(exported.trained.model, QA.output_keys)
+    batch = exported.samples.batches[0]
+    alone = reference(batch)
+    total = compare(reference, Recorded({int(batch["input_ids"][0, 0]): alone}), [batch], QA.output_keys).total
+    # Weights that are rounded once give the same bits, and after it each forward reads the present weight again.
+    assert total.max_abs == 0.0
+    layer = exported.trained.model.qa_outputs
+    scale = layer.weight_quantizer.scale.clone()
+    layer.weight_quantizer.scale.mul_(2)
+    moved = reference(batch)
+    layer.weight_quantizer.scale.copy_(scale)
+    assert not np.array_equal(moved["start_logits"], alone["start_logits"])
+    np.testing.assert_array_equal(reference(batch)["start_logits"], alone["start_logits"])
+
+
 def test_one_lost_zero_in_the_file_is_found(exported: Exported, tmp_path: Path) -> None:
     name = "bert.encoder.layer.0.intermediate.dense.weight_quantized_transposed"
 

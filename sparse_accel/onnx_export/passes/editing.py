@@ -21,7 +21,8 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
         held = array_of(present)
         assert held is not None and held.dtype == array.dtype and np.array_equal(held, array), f"{name} exists"
         return present
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

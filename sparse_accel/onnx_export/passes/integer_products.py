@@ -11,8 +11,8 @@ from sparse_accel.onnx_export.passes.quantize_gemm_bias import bias_scale, round
 
 class IntegerProducts(ir.passes.InPlacePass):
     """MatMul of two DequantizeLinear outputs becomes MatMulInteger -> Cast -> Mul; a constant bias behind it is added as
-    int32 before the Cast, if int32 can hold it on the product's scale. Weights and activations are uint8 then, as in the graphs that SparseML wrote: an int8 weight
-    moves by 128, with its zero point.
+    int32 before the Cast, if int32 can hold it on the product's scale. Weights and activations are uint8 then, as in the
+    graphs that SparseML wrote: an int8 weight moves by 128, with its zero point.
 
     Before: GemmToMatMul, FoldWeights and TransposeWeights ran; the scale of a right operand is per tensor or per column.
     After: no MatMul reads two dequantized operands.
