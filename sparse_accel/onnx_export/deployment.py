@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sparse_accel.errors import InvariantError, OutputError
 from sparse_accel.folders.trained import TrainedModel
@@ -27,10 +27,14 @@ _TOKENIZER_FILES: Final = (
 )  # fmt: skip
 
 
-def write_companions(trained: TrainedModel, task: Task, sequence_length: int | None, folder: Path) -> None:
+def write_companions(trained: TrainedModel, task: Task, sequence_length: int | None, layout: str, folder: Path) -> None:
     """Write config, tokenizer and deployment.json into `folder`."""
     trained.model.config.save_pretrained(folder)
+    if layout == "transformers.js":
+        # Which file it opens follows from this: "fp32" is model.onnx, whose weights may well be int8.
+        _edit_json(folder / "config.json", lambda config: {**config, "transformers.js_config": {"dtype": "fp32"}})
     trained.tokenizer.save_pretrained(folder)
+    _edit_json(folder / "tokenizer_config.json", _for_older_readers)
     for name in _TOKENIZER_FILES:
         if (trained.folder / name).is_file() and not (folder / name).exists():
             shutil.copyfile(trained.folder / name, folder / name)
@@ -38,6 +42,19 @@ def write_companions(trained: TrainedModel, task: Task, sequence_length: int | N
     if sequence_length is not None:
         facts["sequence_length"] = sequence_length
     (folder / DEPLOYMENT_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def _edit_json(path: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path.write_text(json.dumps(edit(json.loads(path.read_text("utf-8"))), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _for_older_readers(settings: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's settings in words that transformers 4 (which optimum pins) knows as well as 5 does."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
 
 
 def check_target(target: Path, model_dir: Path, overwrite: bool) -> None:

@@ -70,7 +70,7 @@ def export(model_dir: str | Path, options: ExportOptions) -> ExportReport:
         trained = open_trained(folder, task)
     graph_format = _graph_format(trained, options)
     with deployment.published(target) as partial:
-        deployment.write_companions(trained, task, options.sequence_length, partial)
+        deployment.write_companions(trained, task, options.sequence_length, options.layout, partial)
         graph = partial / deployment.LAYOUTS[options.layout] / options.onnx_file_name
         graph.parent.mkdir(exist_ok=True)
         with _timed(seconds, "graph"):
