@@ -30,10 +30,8 @@ gives it a signed grid of at most 8 bits and all layers that share it the same o
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,13 +46,13 @@ from sparse_accel.compress.fakequant import QuantSpec, fake_quantize
 from sparse_accel.compress.plan import CompressionPlan
 from sparse_accel.errors import ModelError, OutputError, suggestion
 from sparse_accel.folders.bitmask import pack, packed_bytes, unpack
+from sparse_accel.folders.publishing import COMPRESSED_FILE, published_model
 from sparse_accel.folders.sources import WEIGHT_FILES, check_source, neighbour
-from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE, trained_plan
+from sparse_accel.folders.trained import RANGES_FILE, trained_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPRESSED_FILE: Final = "model.compressed.safetensors"
 VERSION: Final = 1
 _PLAIN_FILE: Final = "model.safetensors"
 _KEY: Final = "sparse_accel_compressed"
@@ -212,7 +210,7 @@ def compress_folder(source: str | Path, output: str | Path, *, overwrite: bool =
         raise ModelError(f"{source} is compressed already ({COMPRESSED_FILE})")
     check_source(str(source), "MODEL", weights=True)
     plan = trained_plan(str(source)) or CompressionPlan()
-    with _published(output) as folder:
+    with published_model(output) as folder:
         state, bytes_before = _read_plain(source)
         is_quantized = any(compression.weight is not None for compression in plan.modules.values())
         kinds = write_compressed(
@@ -241,7 +239,7 @@ def decompress_folder(source: str | Path, output: str | Path, *, overwrite: bool
             if plain
             else f"{source} holds no {COMPRESSED_FILE}, so it is not a compressed model folder"
         )
-    with _published(output) as folder:
+    with published_model(output) as folder:
         state, kinds = _read(source / COMPRESSED_FILE)
         save_file(_apart(state), folder / _PLAIN_FILE, metadata={"format": "pt"})
         _copy_companions(source, folder)
@@ -574,38 +572,6 @@ def _check_folders(source: Path, output: Path, overwrite: bool) -> None:
         raise OutputError(f"the output is the model's own folder, {output}; name another")
     if any(output.iterdir()) and not overwrite:
         raise OutputError(f"{output} is not empty; name another, or pass --overwrite to replace the model in it")
-
-
-@contextmanager
-def _published(output: Path) -> Iterator[Path]:
-    """A folder to write to, beside `output`, that is moved into place in the end: an `output` that was not there appears
-    whole, in one that was each file is replaced at once, and weights and ranges of an earlier model go."""
-    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        for file in partial.iterdir():
-            _make_readable(file)
-        if not output.exists():
-            partial.rename(output)
-            return
-        written = {file.name for file in partial.iterdir()}
-        for name in sorted(written):
-            (partial / name).replace(output / name)
-        for name in {*WEIGHT_FILES, COMPRESSED_FILE, PLAN_FILE, RANGES_FILE} - written:
-            (output / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _make_readable(file: Path) -> None:
-    """The rights that any new file would have: safetensors gives its files to their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
 
 
 def _copy_companions(source: Path, output: Path) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparse_accel.errors import OutputError
+from sparse_accel.folders.publishing import make_readable
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session
 from sparse_accel.timeline import Clock
@@ -147,13 +148,6 @@ def _write_main(session: Session, state: TrainState, partial: Path, extra: Calla
         "log_history": state.log_history,
     }
     (partial / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-
-
-def make_readable(file: Path) -> None:
-    """The rights that any new file would have: safetensors gives its files to their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
 
 
 def _publish(partial: Path, final: Path) -> None:

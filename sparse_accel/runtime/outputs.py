@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparse_accel.errors import OutputError
-from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, make_readable, write_json
+from sparse_accel.folders.publishing import make_readable
+from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "all_results.json"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sparse_accel.compress.census import Census, Count
@@ -19,7 +16,8 @@ from sparse_accel.compress.plan import prunable_parameters
 from sparse_accel.errors import ModelError, OptionError, OutputError, suggestion
 from sparse_accel.folders.libraries import quiet_libraries
 from sparse_accel.folders.loading import has_tokenizer
-from sparse_accel.folders.sources import WEIGHT_FILES, check_source
+from sparse_accel.folders.publishing import published_model
+from sparse_accel.folders.sources import check_source
 from sparse_accel.runtime.outputs import check_disk
 from sparse_accel.targets import match_parameters
 
@@ -177,29 +175,10 @@ def _load_tokenizer(source: str) -> Any | None:
 
 
 def _save(model: Any, state: Mapping[str, Tensor], tokenizer: Any | None, output: Path) -> None:
-    """Write beside the output folder, then move into place: a folder that was not there appears whole, in one that was
-    each file is replaced at once, and weights of an earlier model do not stay behind."""
-    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+    with published_model(output) as partial:
         model.save_pretrained(partial, state_dict=dict(state))
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        if not output.exists():
-            partial.rename(output)
-            return
-        written = {file.name for file in partial.iterdir()}
-        for name in sorted(written):
-            (partial / name).replace(output / name)
-        # Nor do ranges of an earlier model: they would be taken for this one's.
-        for name in (*WEIGHT_FILES, "compression_plan.json", "quantization.safetensors"):
-            if name not in written:
-                (output / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"--output_dir {output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def print_report(report: PruneReport) -> None:
