@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sparse_accel.errors import RecipeError, suggestion
 from sparse_accel.recipe.expressions import evaluate, expression_in
 from sparse_accel.recipe.reader import Value
+
+# Variables that depend on one another in a row: more is a mistake, and would end in a crash.
+_LONGEST_CHAIN: Final = 50
 
 
 class Overrides:
@@ -57,6 +60,8 @@ class Scope:
         if name in self._pending:
             chain = " -> ".join([*self._pending[self._pending.index(name) :], name])
             raise RecipeError(f"variables depend on each other in a circle: {chain}")
+        if len(self._pending) >= _LONGEST_CHAIN:
+            raise RecipeError(f"eval({name}): the chain of variables is too long; {_LONGEST_CHAIN} are allowed")
         self._pending.append(name)
         self._known[name] = self.resolve(self.variables[name])
         self._pending.pop()
@@ -80,8 +85,6 @@ class Scope:
             return value.data
         try:
             return evaluate(expression, self._lookup)
-        except RecursionError:
-            raise RecipeError(f"eval({expression}): the chain of variables is too long", value.where) from None
         except RecipeError as error:
             raise error.at(value.where) from None
 

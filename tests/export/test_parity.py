@@ -279,7 +279,7 @@ def test_a_model_with_quantizers_differs_from_itself_and_a_float_one_hardly(
     batches = exported.samples.batches[:3]
     quantized = rounding_noise(exported.trained.model, batches, QA.output_keys)
     smooth = rounding_noise(open_trained(tiny_student, QA).model, batches, QA.output_keys)
-    assert quantized.max_abs > 0 and smooth.p99 < 1e-3
+    assert 0 < smooth.max_abs and smooth.p99 < 1e-4
     assert INT8_TOLERANCES.allowing(smooth) == INT8_TOLERANCES
     rough = replace(quantized, mean_abs=0.2 * quantized.spread, p99_abs=0.5 * quantized.spread)
     allowed = INT8_TOLERANCES.allowing(rough)
