@@ -13,12 +13,23 @@ from sparse_accel.onnx_export.passes.integer_products import IntegerProducts
 from sparse_accel.onnx_export.passes.quantize_gemm_bias import QuantizeGemmBias
 from sparse_accel.onnx_export.passes.share_quantize import ShareQuantize
 from sparse_accel.onnx_export.passes.simplify import Simplify
+from sparse_accel.onnx_export.passes.sum_residuals import SumResiduals
 from sparse_accel.onnx_export.passes.transpose_weights import TransposeWeights
 
 # qdq: integers between QuantizeLinear and DequantizeLinear, which ONNX Runtime and OpenVINO turn into integer kernels.
-# integer: the products spelled out as MatMulInteger. float: no quantizers.
+# integer: the products spelled out as MatMulInteger. float: no quantizers, and nothing that is for the sake of CPUs: WebGPU,
+# where float graphs run too, has no kernel for Sum.
 PIPELINES: Final[dict[str, tuple[type[ir.passes.InPlacePass], ...]]] = {
-    "qdq": (FoldWeights, Simplify, TransposeWeights, ShareQuantize, FoldScaling, QuantizeGemmBias, Simplify),
+    "qdq": (
+        FoldWeights,
+        Simplify,
+        TransposeWeights,
+        ShareQuantize,
+        FoldScaling,
+        QuantizeGemmBias,
+        SumResiduals,
+        Simplify,
+    ),
     "integer": (
         FoldWeights,
         Simplify,
@@ -27,6 +38,7 @@ PIPELINES: Final[dict[str, tuple[type[ir.passes.InPlacePass], ...]]] = {
         ShareQuantize,
         FoldScaling,
         IntegerProducts,
+        SumResiduals,
         Simplify,
     ),
     "float": (Simplify, TransposeWeights, Simplify),

@@ -61,6 +61,12 @@ class OrtEngine:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a family of its own without a common name
             raise ModelError(f"{path}: ONNX Runtime cannot open it: {_first_line(error)}") from error
+        if providers[0] not in self.session.get_providers():
+            # One that is there but cannot start, for want of a library, is left out without a word.
+            raise OptionError(
+                f"ONNX Runtime could not start its {providers[0]}: are CUDA and cuDNN of the versions that it was built for "
+                "installed? Leave --device out to run on the CPU"
+            )
         self.device = device
         self.input_names = tuple(entry.name for entry in self.session.get_inputs())
         self.output_names = tuple(entry.name for entry in self.session.get_outputs())

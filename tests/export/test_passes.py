@@ -23,6 +23,7 @@ from sparse_accel.onnx_export.passes.integer_products import IntegerProducts
 from sparse_accel.onnx_export.passes.quantize_gemm_bias import QuantizeGemmBias
 from sparse_accel.onnx_export.passes.share_quantize import ShareQuantize
 from sparse_accel.onnx_export.passes.simplify import Simplify
+from sparse_accel.onnx_export.passes.sum_residuals import SumResiduals
 from sparse_accel.onnx_export.passes.transpose_weights import TransposeWeights
 from sparse_accel.onnx_export.pipeline import PIPELINES
 
@@ -639,6 +640,42 @@ def _by_onnxruntime(model: ir.Model, folder: Path) -> np.ndarray:
     return result
 
 
+# --- SumResiduals -----------------------------------------------------------------------------------------------------
+
+RESIDUAL = "c = Relu(x)\n s = Add(c, x)\n y = LayerNormalization <axis=-1, epsilon=1e-12> (s, g, b)"
+NORM = {"g": np.float32([1.0, 2.0, 0.5, 1.5]), "b": np.float32([0.1, -0.2, 0.3, 0.0])}
+
+
+def _norm(body: str = RESIDUAL, **constants: Any) -> ir.Model:
+    tensor = "float[batch, n, 4]"
+    return graph(body, inputs=f"{tensor} x", outputs=f"{tensor} y", **NORM, **constants)
+
+
+@pytest.mark.parametrize("keeps_add", [True, False])
+def test_a_residual_is_a_sum_that_onnx_runtime_does_not_fuse(keeps_add: bool, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, batch = _norm(), X[None]
+    before = run(model, x=batch)[0]
+    if not keeps_add:
+        SumResiduals()(model)
+        assert kinds(model) == {"Relu": 1, "Sum": 1, "LayerNormalization": 1}
+        np.testing.assert_array_equal(run(model, x=batch)[0], before)
+    ir.save(model, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": batch})[0], before, rtol=1e-5, atol=1e-6)
+    # What the pass is for; should a version stop fusing, the pass can go.
+    assert ("SkipLayerNormalization" in kinds(ir.load(tmp_path / "optimized.onnx"))) is keeps_add
+
+
+def test_a_bias_and_a_norm_of_one_tensor_keep_their_add() -> None:
+    biased = _norm("c = Add(x, b)\n y = LayerNormalization <axis=-1> (c, g, b)")
+    plain = _norm("y = LayerNormalization <axis=-1> (x, g, b)")
+    assert not SumResiduals()(biased).modified and not SumResiduals()(plain).modified
+
+
 # --- Simplify ---------------------------------------------------------------------------------------------------------
 
 
@@ -688,6 +725,7 @@ def _examples() -> dict[type[ir.passes.InPlacePass], ir.Model]:
         GemmToMatMul: graph("y = Gemm(x, w)", w=np.ones((4, 3), np.float32)),
         QuantizeGemmBias: _gemm(True, True),
         IntegerProducts: _product(),
+        SumResiduals: _norm(),
         Simplify: graph("y = Relu(x)", unread=np.ones(3, np.float32)),
     }
 

@@ -426,3 +426,21 @@ def test_a_plain_model_has_one_variant_and_says_why(tmp_path: Path, capsys: pyte
     assert "has 0.0% zeros, so there are no sparse variants" in said
     assert "not measured: model with ONNX Runtime" in said
     assert "not measured: float_dense with torch" in said
+
+
+def test_a_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    class WithoutCuda:
+        """What ONNX Runtime gives when a provider's libraries are missing: a session that runs on the CPU."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WithoutCuda)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(OptionError, match="could not start its CUDAExecutionProvider"):
+        open_engine(tmp_path, device="cuda")
