@@ -37,7 +37,7 @@ SHAPES = {
 def main() -> None:
     """Make the models that are missing and measure each shape in one run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "inference_latency")
+    parser.add_argument("--out", type=Path, default=Path("runs/inference_latency"))
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--sparsity", type=float, default=0.9, help="of each matrix of the encoder")
     parser.add_argument("--seconds", type=float, default=5, help="of calls per row")
