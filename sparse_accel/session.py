@@ -74,11 +74,21 @@ class Session:
     trackers: list[Any] = field(default_factory=list)
     reduce_max: Callable[[Tensor], Tensor] = lambda tensor: tensor
     reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    # How the model is spread over ranks (`runtime.backends`), and a model like `module` before it was spread: on the CPU,
+    # whole, with masks and quantizers, its numbers not yet loaded.
+    backend: Any = None
+    build_whole: Callable[[], nn.Module] | None = None
     # The inputs that the student's forward takes; a batch may hold more, for the teacher.
     accepts: frozenset[str] = frozenset()
     # Learning rate and weight decay of each param_group where no modifier speaks: what the flags say.
     base_lr: Callable[[int], float] = lambda step: 0.0
     base_weight_decay: list[float] = field(default_factory=list)
+
+    @property
+    def forward_model(self) -> nn.Module:
+        """What to call outside training: the module itself, or, where its parameters are whole in parts only, the prepared
+        model, which every rank must then call equally often."""
+        return self.model if self.backend is not None and self.backend.shards_weights else self.module
 
     def student_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of a batch that the student's forward takes."""

@@ -37,7 +37,7 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 class DemoSettings:
     """What shapes the demo's result; a folder holds one of them."""
 
-    train_questions: int = 2500
+    train_questions: int = 2200
     validation_questions: int = 400
     sparsity: float = 0.6
     teacher_epochs: float = 1.0

@@ -21,7 +21,7 @@ from sparse_accel.compress.layers import (
     is_compressed,
     restore_layer,
 )
-from sparse_accel.compress.ranges import ObservationContext, Phase, quantization_state, set_phase
+from sparse_accel.compress.ranges import ObservationContext, Phase, quantization_state, quantizers, set_phase
 from sparse_accel.errors import ModelError, RecipeError, suggestion
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "CompressionPlan",
     "Phase",
     "check_masks",
+    "copy_requests",
     "fold",
     "install",
     "needs_quantized_attention",
@@ -260,23 +261,31 @@ def request_masks(model: nn.Module, names: Iterable[str], request: str | None) -
         masked[name].mask_request = request
 
 
-def check_masks(model: nn.Module) -> dict[str, int]:
+def copy_requests(source: nn.Module, target: nn.Module) -> None:
+    """Let masks and quantizers of `target` do what those of `source`, a model with the same plan, do now."""
+    for name, layer in compressed_layers(source).items():
+        target.get_submodule(name).mask_request = layer.mask_request  # type: ignore[assignment]
+    for name, quantizer in quantizers(source).items():
+        target.get_submodule(name).phase = quantizer.phase  # type: ignore[assignment]
+
+
+def check_masks(model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | None = None) -> dict[str, int]:
     """For each module whose mask holds now: how many stored weights under it are not zero. More than 0 is a broken
     promise.
 
-    Waits for the device once.
+    `parameters` are the model's, by name and whole, one at a time, where its own are parts. Waits for the device once.
     """
     held = {
-        name: layer
+        f"{name}.weight": layer
         for name, layer in compressed_layers(model).items()
         if layer.mask is not None and layer.mask_request is not None and layer.captured
     }
-    if not held:
-        return {}
-    counts: list[Tensor] = [
-        ((layer.weight != 0) & ~layer.mask).sum() for layer in held.values() if layer.mask is not None
-    ]
-    return dict(zip(held, torch.stack(counts).tolist(), strict=True))
+    counts = {}
+    for name, weight in parameters or ((name, layer.weight) for name, layer in held.items()):
+        layer = held.get(name)
+        if layer is not None and layer.mask is not None:
+            counts[name.removesuffix(".weight")] = ((weight != 0) & ~layer.mask).sum()
+    return dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
 
 
 def _is_prunable(module: nn.Module) -> bool:

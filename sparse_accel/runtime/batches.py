@@ -37,6 +37,11 @@ class StepSampler:
     lengths: np.ndarray | None = None
 
     @property
+    def features_per_step(self) -> int:
+        """Features that all ranks train on in one optimizer step."""
+        return self.micro_batch_size * self.world_size * self.accumulation
+
+    @property
     def num_batches(self) -> int:
         """Micro-batches of this rank in one epoch."""
         per_round = self.micro_batch_size * self.world_size

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from sparse_accel.errors import OutputError
 from sparse_accel.folders.publishing import make_readable
+from sparse_accel.runtime import gathering
+from sparse_accel.runtime.together import on_all, on_main
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session
 from sparse_accel.timeline import Clock
@@ -98,22 +101,22 @@ def save(session: Session, state: TrainState, output_dir: Path, *, extra: Callab
     Raises OutputError on every rank when the main process cannot write; older checkpoints are untouched then.
     """
     accelerator = session.accelerator
+    weights, optimizer = gathering.whole_state(session), gathering.whole_optimizer(session)
     final = output_dir / f"checkpoint-{state.clock.step}"
     partial = output_dir / f".checkpoint-{state.clock.step}.partial"
-    failure: list[str | None] = [None]
-    if accelerator.is_main_process:
-        failure[0] = _attempt(lambda: _start_folder(partial))
-    _raise_together(failure, accelerator)
-    failure[0] = _attempt(lambda: _write_rank(state, partial, accelerator.process_index))
-    if accelerator.is_main_process and failure[0] is None:
-        failure[0] = _attempt(lambda: _write_main(session, state, partial, extra))
-    failure = _first_failure(failure, accelerator)
-    if accelerator.is_main_process:
-        if failure[0] is None:
-            failure[0] = _attempt(lambda: _publish(partial, final))
-        else:
+    ranks = _states_of_ranks(state, accelerator)
+
+    def write() -> None:
+        failure = (
+            _attempt(lambda: _start_folder(partial))
+            or _attempt(lambda: _write_main(session, state, weights, optimizer, ranks, partial, extra))
+            or _attempt(lambda: _publish(partial, final))
+        )
+        if failure is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    _raise_together(failure, accelerator)
+            raise OutputError(f"a checkpoint could not be written: {failure}")
+
+    on_main(accelerator, write)
     return final
 
 
@@ -122,17 +125,33 @@ def _start_folder(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_rank(state: TrainState, partial: Path, rank: int) -> None:
+def _states_of_ranks(state: TrainState, accelerator: Any) -> list[dict[str, Tensor]]:
+    """Each rank's random state and running sums, on the main process, which alone writes: nodes may have disks of their
+    own."""
     tensors = {f"rng.{name}": value for name, value in rng_state().items()}
-    tensors.update({f"window.{name}": value for name, value in state.window.items()})
+    tensors |= {f"window.{name}": value.cpu() for name, value in state.window.items()}
     if state.total_loss is not None:
-        tensors["total_loss"] = state.total_loss
-    save_file(tensors, partial / f"rank-{rank}.safetensors")
+        tensors["total_loss"] = state.total_loss.cpu()
+    if accelerator.num_processes == 1:
+        return [tensors]
+    gathered: list[dict[str, Tensor]] = [{}] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, tensors)
+    return gathered
 
 
-def _write_main(session: Session, state: TrainState, partial: Path, extra: Callable[[Path], None]) -> None:
-    save_file(_contiguous(session.module.state_dict()), partial / "model.safetensors", metadata={"format": "pt"})
-    save_file(optimizer_tensors(session), partial / "optimizer.safetensors")
+def _write_main(
+    session: Session,
+    state: TrainState,
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    ranks: list[dict[str, Tensor]],
+    partial: Path,
+    extra: Callable[[Path], None],
+) -> None:
+    for rank, tensors in enumerate(ranks):
+        save_file(tensors, partial / f"rank-{rank}.safetensors")
+    save_file(_contiguous(weights), partial / "model.safetensors", metadata={"format": "pt"})
+    save_file(_contiguous(optimizer), partial / "optimizer.safetensors")
     extra(partial)
     document = {
         "sparse_accel_checkpoint": FORMAT,
@@ -140,6 +159,8 @@ def _write_main(session: Session, state: TrainState, partial: Path, extra: Calla
         "epoch": state.clock.epoch,
         "steps_per_epoch": state.clock.steps_per_epoch,
         "world_size": session.accelerator.num_processes,
+        "backend": session.backend.name,
+        "features_per_step": session.loader.sampler.features_per_step,
         "window_steps": state.window_steps,
         "best_metric": state.best_metric,
         "best_model_checkpoint": state.best_checkpoint,
@@ -177,22 +198,6 @@ def _attempt(action: Callable[[], None]) -> str | None:
     return None
 
 
-def _first_failure(failure: list[str | None], accelerator: Any) -> list[str | None]:
-    """The first rank's failure, on every rank."""
-    if accelerator.num_processes == 1:
-        return failure
-    gathered: list[str | None] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(gathered, failure[0])
-    return [next((reason for reason in gathered if reason), None)]
-
-
-def _raise_together(failure: list[str | None], accelerator: Any) -> None:
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise OutputError(f"a checkpoint could not be written: {failure[0]}")
-
-
 def prune_checkpoints(output_dir: Path, limit: int | None, keep: set[str]) -> list[Path]:
     """Remove the oldest checkpoints beyond `limit`, never those named in `keep` (the best one); returns what went."""
     saved = checkpoints(output_dir)
@@ -216,33 +221,58 @@ def read_document(checkpoint: Path) -> dict[str, Any]:
     return document
 
 
-def check(checkpoint: Path, steps_per_epoch: int, num_processes: int) -> None:
+def check(checkpoint: Path, steps_per_epoch: int) -> None:
     """Raise OutputError when the checkpoint is not of a run like this one; reads only its `trainer_state.json`."""
     document = read_document(checkpoint)
     if document["steps_per_epoch"] != steps_per_epoch:
         raise OutputError(
             f"{checkpoint} was written with {document['steps_per_epoch']} steps an epoch, this run has {steps_per_epoch}: "
-            "the data, the batch size, the accumulation or the number of processes differ"
-        )
-    if document["world_size"] != num_processes:
-        raise OutputError(
-            f"{checkpoint} was written by {document['world_size']} processes, this run has {num_processes}; resume with as many"
+            "the data, the batch size or the accumulation differ"
         )
 
 
-def load(session: Session, checkpoint: Path, last_step: int) -> TrainState:
-    """Restore weights, masks, ranges, optimizer and random numbers, and return where the run stood.
+def accumulation(checkpoint: Path, micro_batch_size: int, gradient_accumulation_steps: int, num_processes: int) -> int:
+    """The gradient accumulation with which `num_processes` go on: a step keeps the features that it had.
 
-    Raises OutputError when a file is damaged or does not fit this run's model.
+    Raises OutputError when no accumulation gives as many.
     """
     document = read_document(checkpoint)
-    load_model(session, checkpoint)
-    load_optimizer(session, _read(checkpoint / "optimizer.safetensors"))
+    world_size, features = document["world_size"], document.get("features_per_step")
+    if world_size == num_processes:
+        return gradient_accumulation_steps
+    features = features or world_size * micro_batch_size * gradient_accumulation_steps
+    together = micro_batch_size * num_processes
+    if features % together:
+        fitting = [count for count in range(1, 2 * world_size + 1) if features % (micro_batch_size * count) == 0]
+        raise OutputError(
+            f"{checkpoint} was written by {world_size} processes with {features} features a step; {num_processes} processes with "
+            f"--per_device_train_batch_size {micro_batch_size} cannot make as many. Resume with one of "
+            f"{', '.join(map(str, fitting))} processes"
+        )
+    return int(features // together)
+
+
+def load(session: Session, checkpoint: Path, last_step: int, *, reset_optimizer: bool = False) -> TrainState:
+    """Restore weights, masks, ranges, optimizer and random numbers, and return where the run stood.
+
+    With another number of processes than wrote it, each draws new random numbers, and the main process takes over the
+    running sums. Raises OutputError when a file is damaged or does not fit this run's model.
+    """
     accelerator = session.accelerator
+    document = on_main(accelerator, lambda: read_document(checkpoint))
+    load_model(session, checkpoint)
+    if not reset_optimizer:
+        moments = _read(checkpoint / "optimizer.safetensors", accelerator)
+        session.backend.put_optimizer(session.module, session.optimizer, moments)
     if accelerator.scaler is not None and document["loss_scaler"] is not None:
         accelerator.scaler.load_state_dict(document["loss_scaler"])
-    own = _read(checkpoint / f"rank-{accelerator.process_index}.safetensors")
-    set_rng_state(_under(own, "rng."))
+    if document["world_size"] == accelerator.num_processes:
+        own = _states_of(checkpoint, document["world_size"], accelerator)[accelerator.process_index]
+        set_rng_state(_under(own, "rng."))
+    else:
+        torch.manual_seed(_new_seed(session.options.seed, accelerator.process_index, document["global_step"]))
+        ranks = _states_of(checkpoint, document["world_size"], accelerator)
+        own = _sums_of_all(ranks, keep=accelerator.is_main_process)
     sums = {name: value.to(accelerator.device) for name, value in own.items() if not name.startswith("rng.")}
     return TrainState(
         clock=Clock(document["global_step"], document["steps_per_epoch"]),
@@ -261,11 +291,20 @@ def _damaged(path: Path, error: Exception) -> str:
     return f"{path} is damaged ({error}); remove its folder to resume from the checkpoint before it"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(_damaged(path, error)) from error
+def _read(path: Path, accelerator: Any) -> dict[str, Tensor]:
+    """A file's tensors, on every rank: each reads it, or, where a node has another disk, the main process sends them."""
+
+    def read() -> dict[str, Tensor]:
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(_damaged(path, error)) from error
+
+    return read() if on_all(accelerator, path.is_file()) else on_main(accelerator, read)
+
+
+def _states_of(checkpoint: Path, world_size: int, accelerator: Any) -> list[dict[str, Tensor]]:
+    return [_read(checkpoint / f"rank-{rank}.safetensors", accelerator) for rank in range(world_size)]
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -274,35 +313,22 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def load_model(session: Session, checkpoint: Path) -> None:
     """Load the model's whole state; every key must be there. Raises OutputError otherwise."""
-    tensors = _read(checkpoint / "model.safetensors")
-    try:
-        session.module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise OutputError(f"{checkpoint} does not fit the model of this run: {error}") from error
+    gathering.put_state(session, _read(checkpoint / "model.safetensors", session.accelerator), checkpoint)
 
 
-def optimizer_tensors(session: Session) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, as contiguous tensors."""
-    state = session.optimizer.state
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach().contiguous()
-        for name, parameter in session.module.named_parameters()
-        for key, value in state.get(parameter, {}).items()
-    }
+def _new_seed(seed: int, rank: int, step: int) -> int:
+    """A seed of its own for each rank and step; never one that another rank had at another step."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def load_optimizer(session: Session, tensors: dict[str, Tensor]) -> None:
-    """Put saved state back under the parameters of the same names."""
-    parameters = dict(session.module.named_parameters())
-    state = session.optimizer.state
-    # AdamW counts its steps on the CPU unless it is fused: then beside the parameter, as its moments always are.
-    counts_on_cpu = not any(group.get("fused") for group in session.optimizer.param_groups)
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in parameters:
-            raise OutputError(f"the checkpoint's optimizer knows {name}, which the model of this run does not train")
-        parameter = parameters[name]
-        state[parameter][key] = value if key == "step" and counts_on_cpu else value.to(parameter.device)
+def _sums_of_all(ranks: list[dict[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """The running sums of all ranks that wrote a checkpoint, added up; zeros unless `keep`."""
+    total: dict[str, Tensor] = {}
+    for tensors in ranks:
+        for name, value in tensors.items():
+            if not name.startswith("rng."):
+                total[name] = total[name] + value if name in total else value
+    return total if keep else {name: torch.zeros_like(value) for name, value in total.items()}
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -35,9 +35,10 @@ def predict(
 ) -> dict[str, list[np.ndarray]]:
     """The model's outputs for every feature of `split`, fp32, without padding, in its order; on every rank.
 
-    Runs the unwrapped module: ranks may have unequal numbers of batches, so no collective may run in its forward.
+    Ranks may have unequal numbers of batches. Where a forward needs all of them, those that are done go on with a batch
+    that counts for nothing.
     """
-    accelerator, model, options = session.accelerator, session.module, session.options
+    accelerator, model, options = session.accelerator, session.forward_model, session.options
     was_training = model.training
     model.eval()
     batches = length_sorted_batches(
@@ -46,20 +47,25 @@ def predict(
         accelerator.process_index,
         accelerator.num_processes,
     )
+    rounds = len(batches)
+    if session.backend.shards_weights:
+        rounds = int(session.reduce_max(torch.tensor(float(rounds), device=accelerator.device)).item())
     loader = DataLoader(
         FeatureSet(split.features),
-        batch_sampler=[batch.tolist() for batch in batches],
+        batch_sampler=[batch.tolist() for batch in batches] + [[0]] * (rounds - len(batches)),
         collate_fn=collate,
         num_workers=options.dataloader_num_workers,
         generator=torch.Generator(),
     )
     own: list[tuple[np.ndarray, dict[str, list[np.ndarray]]]] = []
-    for done, (indices, batch) in enumerate(zip(batches, loader, strict=True), start=1):
+    for done, batch in enumerate(loader, start=1):
         inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         with evaluation_precision(options, accelerator.device):
             outputs = model(**session.student_inputs(inputs))
+        if done > len(batches):
+            continue
         kept = {key: outputs[key] for key in session.task.output_keys}
-        own.append((indices, session.task.unpad(kept, inputs["attention_mask"])))
+        own.append((batches[done - 1], session.task.unpad(kept, inputs["attention_mask"])))
         if on_batch is not None:
             on_batch(done, len(batches))
     model.train(was_training)

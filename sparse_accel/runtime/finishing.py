@@ -23,6 +23,7 @@ from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
 from sparse_accel.runtime import outputs
 from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
+from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import describe_command
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
@@ -71,42 +72,45 @@ def finish(run: Run) -> None:
             "log_history": state.log_history,
         }
 
-    ranges = present_ranges(session.module)
-    unused = without_range(session.module) if options.do_train and ranges else []
+    module = whole_module(session)
+    if module is not None:
+        _publish(run, module, files, results)
+
+
+def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[str, Any]) -> None:
+    """Fold the whole model, write the folder, check it and show the table; on the main process."""
+    options, session = run.options, run.session
+    ranges = present_ranges(module)
+    unused = without_range(module) if options.do_train and ranges else []
     masks = {
         f"{name}.weight": layer.mask.cpu()
-        for name, layer in compressed_layers(session.module).items()
+        for name, layer in compressed_layers(module).items()
         if layer.mask is not None and layer.mask_request is not None
     }
-    fold(session.module)
+    fold(module)
     # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
     plan = session.plan if ranges else session.plan.masks_only()
-    census = Census.of(session.module, plan)
-    if session.accelerator.is_main_process:
-        card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
-        outputs.publish(
-            run.output_dir,
-            lambda folder: _write_all(run, folder, files, card, plan, ranges),
-            replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE),
+    census = Census.of(module, plan)
+    card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
+    outputs.publish(
+        run.output_dir,
+        lambda folder: _write_all(run, module, folder, files, card, plan, ranges),
+        replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE),
+    )
+    outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
+    if options.do_train:
+        check_saved(run.output_dir, masks)
+    if not ranges and session.plan.num_quantizers:
+        run.screen.warn(
+            "the model that is written is from before quantization began: it is a float model"
+            + ("" if run.held_step is None else "; --best_model_after_epoch leaves the first epochs out of the choice")
         )
-        outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
-        if options.do_train:
-            check_saved(run.output_dir, masks)
-        if not ranges and session.plan.num_quantizers:
-            run.screen.warn(
-                "the model that is written is from before quantization began: it is a float model"
-                + (
-                    ""
-                    if run.held_step is None
-                    else "; --best_model_after_epoch leaves the first epochs out of the choice"
-                )
-            )
-        if unused:
-            run.screen.warn(
-                f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task"
-            )
-        run.screen.console.print(summary(run, census, results))
-        run.screen.say(f"written to {run.output_dir}")
+    if unused:
+        run.screen.warn(
+            f"{len(unused)} quantizers never saw a tensor, among them {unused[0]}: that module is not used by the task"
+        )
+    run.screen.console.print(summary(run, census, results))
+    run.screen.say(f"written to {run.output_dir}")
 
 
 def _train_results(run: Run) -> dict[str, Any]:
@@ -127,6 +131,7 @@ def _train_results(run: Run) -> dict[str, Any]:
 
 def _write_all(
     run: Run,
+    module: Any,
     folder: Path,
     files: dict[str, Any],
     card: str | None,
@@ -137,7 +142,6 @@ def _write_all(
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
-    module: Any = run.session.module
     module.save_pretrained(folder)
     write_companions(run, folder, plan, ranges)
     (folder / "README.md").write_text(card, "utf-8")

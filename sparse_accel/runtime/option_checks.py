@@ -50,6 +50,10 @@ def _check_work(options: TrainOptions, changed: Collection[str]) -> None:
         options.resume_from_checkpoint not in (None, False) and not options.do_train,
         "--resume_from_checkpoint: continues a training; add --do_train, or pass the folder as --model_name_or_path",
     )
+    _refuse(
+        options.reset_optimizer and (not options.do_train or options.resume_from_checkpoint is False),
+        "--reset_optimizer: is for continuing a training from a checkpoint",
+    )
 
 
 def _check_data(options: TrainOptions, changed: Collection[str]) -> None:

@@ -113,6 +113,12 @@ class TrainOptions:
         None,
         shapes_weights=False,
     )
+    reset_optimizer: bool = _option(
+        "Continue from a checkpoint with a new optimizer: its weights, masks, ranges and place in time are kept.",
+        GROUP_RUN,
+        False,
+        shapes_weights=False,
+    )
     seed: int = _option("Seed of everything random.", GROUP_RUN, 42, minimum=0)
     data_seed: int | None = _option(
         "Seed of the order of the training data; --seed when left out.", GROUP_RUN, None, minimum=0

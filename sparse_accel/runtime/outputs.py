@@ -17,6 +17,8 @@ from sparse_accel.folders.publishing import make_readable
 from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
 
 RUN_FILE = "run.json"
+# Beside the checkpoints of a run that was told to end: launchers turn its exit code into one of their own.
+PREEMPTED_FILE = "preempted.json"
 RESULTS_FILE = "all_results.json"
 FORMAT = 1
 
@@ -185,10 +187,16 @@ def open_folder(output_dir: Path, command: Mapping[str, Any], argv: list[str], *
             _clear(output_dir)
         else:
             _clear_partials(output_dir)
+        (output_dir / PREEMPTED_FILE).unlink(missing_ok=True)
         document = {"sparse_accel_run": FORMAT, "command": dict(command), "argv": argv, "files": _own_files(output_dir)}
         write_json(output_dir / RUN_FILE, document)
     except OSError as error:
         raise OutputError(f"--output_dir {output_dir} cannot be written: {error}") from error
+
+
+def mark_preempted(output_dir: Path, step: int) -> None:
+    """Leave word for whoever starts runs again: this one was told to end and goes on from its newest checkpoint."""
+    write_json(output_dir / PREEMPTED_FILE, {"checkpoint": f"checkpoint-{step}", "step": step})
 
 
 def _own_files(output_dir: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 import torch
 
 from sparse_accel.compress.census import Census
-from sparse_accel.compress.plan import check_masks
 from sparse_accel.compress.ranges import Phase, quantizers
-from sparse_accel.errors import InvariantError, OptionError, OutputError
+from sparse_accel.errors import OptionError, OutputError
 from sparse_accel.runtime import checkpoint, finishing, outputs, tracking
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
+from sparse_accel.runtime.invariants import require_promises
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.training import NOT_FINITE, TrainState, read_window
+from sparse_accel.runtime.preemption import Preempted, StopRequest
+from sparse_accel.runtime.together import on_main
+from sparse_accel.runtime.training import TrainState, read_window
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.timeline import Clock
@@ -44,6 +45,8 @@ class Run:
     started: float = 0.0
     # What must be free before a checkpoint is written: its own size, and the final model's.
     reserved_bytes: int = 0
+    # Whether the run was told to end; None where nobody listens.
+    stop: StopRequest | None = None
 
     # ---- pauses of the loop
 
@@ -56,16 +59,29 @@ class Run:
         if first or self._is_due(options.logging_strategy, options.logging_steps, clock):
             self.log_window()
         if options.check_sparsity_every and clock.step % options.check_sparsity_every == 0:
-            require_zeros(session)
+            require_promises(session, state)
         best_so_far = state.best_metric, state.best_checkpoint
         if self._evaluation_is_due(clock):
             evaluation = self.evaluate_now(clock.step)
             if options.metric_for_best_model is not None:
                 self._remember_best(evaluation.metrics)
+        is_saved = False
         saves = self._is_due(options.save_strategy, options.save_steps, clock)
         if saves or (options.save_strategy == "steps" and clock.step == state.last_step):
-            if not self.save_now():
+            is_saved = self.save_now()
+            if not is_saved:
                 state.best_metric, state.best_checkpoint = best_so_far
+        if self.stop is not None and self.stop.is_due() and clock.step < state.last_step:
+            self._end_early(is_saved=is_saved)
+
+    def _end_early(self, *, is_saved: bool) -> None:
+        """Save, leave the marker, and raise Preempted; a run that cannot save raises OutputError."""
+        step = self.state.clock.step
+        if not is_saved and not self.save_now():
+            raise OutputError(f"told to end at step {step}, and no checkpoint could be written")
+        if self.session.accelerator.is_main_process:
+            outputs.mark_preempted(self.output_dir, step)
+        raise Preempted(f"told to end (SIGTERM): saved checkpoint-{step}; the same command goes on from there")
 
     def _is_due(self, strategy: str, every: int | None, clock: Clock) -> bool:
         if strategy == "steps":
@@ -150,8 +166,7 @@ class Run:
         Raises InvariantError rather than save a model that has broken a promise.
         """
         state = self.state
-        require_zeros(self.session)
-        require_finite(self.session, state)
+        require_promises(self.session, state)
         # The same answer on every rank: only the main process writes, and it may stand before another disk.
         short = (
             outputs.missing_bytes(self.output_dir, self.reserved_bytes)
@@ -192,7 +207,7 @@ class Run:
         self.log_window()
         self.screen.stop_training()
         self.state.seconds += time.perf_counter() - self.started
-        require_zeros(self.session)
+        require_promises(self.session, self.state)
         best = self.state.best_checkpoint
         if self.options.load_best_model_at_end and best is not None:
             self._return_to(best)
@@ -205,7 +220,7 @@ class Run:
         """Put the best checkpoint's model in place of the last, with masks and quantizers as they were then."""
         session, clock = self.session, self.state.clock
         checkpoint.load_model(session, self.output_dir / best)
-        step = checkpoint.read_document(self.output_dir / best)["global_step"]
+        step = on_main(session.accelerator, lambda: checkpoint.read_document(self.output_dir / best))["global_step"]
         session.recipe.on_step_start(session, Clock(step - 1, clock.steps_per_epoch))
         self.screen.say(f"best checkpoint: {best} ({self.options.metric_for_best_model} {self.state.best_metric:.4f})")
         if step != clock.step:
@@ -218,23 +233,3 @@ PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "fr
 def current_phase(model: torch.nn.Module) -> Phase:
     """What the quantizers do now; OFF for a model without any."""
     return next((quantizer.phase for quantizer in quantizers(model).values()), Phase.OFF)
-
-
-def require_zeros(session: Session) -> None:
-    """Raise InvariantError when a pruned weight is no longer zero."""
-    revived = {name: count for name, count in check_masks(session.module).items() if count}
-    if revived:
-        name, count = next(iter(revived.items()))
-        raise InvariantError(
-            f"{count} pruned weights of {name} are no longer zero ({len(revived)} layers in all, rank "
-            f"{session.accelerator.process_index}); this must not happen: please report it"
-        )
-
-
-def require_finite(session: Session, state: TrainState) -> None:
-    """Raise InvariantError when a loss since the start was not finite: what it led to must not take a checkpoint's place."""
-    if state.total_loss is None:
-        return
-    total = session.reduce_sum(state.total_loss).item()
-    if not math.isfinite(total):
-        raise InvariantError(NOT_FINITE.format(step=state.clock.step, epoch=state.clock.epoch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, outputs, setup, tracking
+from sparse_accel.runtime.backends import Backend, PlainBackend
 from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
 from sparse_accel.tasks import resolve_task
@@ -44,7 +46,7 @@ class Parts:
     notes: list[str]
 
 
-def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Screen) -> Run:
+def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, screen: tracking.Screen) -> Run:
     """From options to a run at its first step, or at a checkpoint's. Raises SparseAccelError for all that can be wrong,
     before anything is written."""
     torch.manual_seed(options.seed)
@@ -54,10 +56,17 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     refuse_hopeless_quantization(options, recipe)
     output_dir, recipe_text = Path(options.output_dir), recipe.to_yaml() if recipe.modifiers else ""
     command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
-    command["precision"] = accelerator.mixed_precision  # the launcher may have chosen it
-    start = outputs.decide_start(
-        output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
+    command["precision"] = backend.precision  # the launcher may have chosen it
+    setup.require_same_command(accelerator, command, setup.named_files(options))
+    start = on_main(
+        accelerator,
+        lambda: outputs.decide_start(
+            output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
+        ),
     )
+    regrouped: list[str] = []
+    if start.checkpoint is not None:
+        options, regrouped = keep_step_size(options, start.checkpoint, accelerator)
     parts = read_parts(options, recipe, accelerator)
     loader = build_loader(options, parts, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
@@ -65,21 +74,22 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     if loader is not None:
         refuse_late_quantization(recipe, Clock(0, loader.steps_per_epoch), total_steps)
         if start.checkpoint is not None:
-            checkpoint.check(start.checkpoint, loader.steps_per_epoch, accelerator.num_processes)
+            saved, steps_per_epoch = start.checkpoint, loader.steps_per_epoch
+            on_main(accelerator, lambda: checkpoint.check(saved, steps_per_epoch))
     warnings = [*recipe.warnings, *setup.overruled_flags(options, recipe, total_steps)]
     warnings += setup.idle_options(options, recipe)
     warnings += setup.idle_cores(accelerator)
     warnings += lost_sparsity(options, recipe, parts.census)
     disk_needs = checkpoint_and_final_bytes(options, parts.model)
-    warnings += check_disk(options, parts.model, loader, last_step)
+    warnings += on_main(accelerator, lambda: check_disk(options, parts.model, loader, last_step))
 
     open_folder(accelerator, output_dir, command, clears=start.clears)
-    session = build_session(options, recipe, parts, loader, total_steps, accelerator)
+    session = build_session(options, recipe, parts, loader, total_steps, accelerator, backend)
     # From here on each rank draws its own random numbers: dropout must not be the same everywhere.
     torch.manual_seed(options.seed + accelerator.process_index)
     state = TrainState(clock=Clock(0, loader.steps_per_epoch if loader else 1), last_step=last_step)
     if start.checkpoint is not None:
-        state = checkpoint.load(session, start.checkpoint, last_step)
+        state = checkpoint.load(session, start.checkpoint, last_step, reset_optimizer=options.reset_optimizer)
         if state.clock.step > last_step:
             warnings.append(
                 f"the checkpoint stands at step {state.clock.step}, past --max_steps {options.max_steps}: nothing is trained"
@@ -90,12 +100,12 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
     if accelerator.is_main_process and options.do_train:
         session.trackers = open_trackers(options, accelerator, output_dir, state, screen)
 
-    for note in [*([start.message] if start.message else []), *parts.notes]:
+    for note in [*([start.message] if start.message else []), *regrouped, *parts.notes]:
         screen.say(note)
     for warning in warnings:
         screen.warn(warning)
     if options.do_train and not options.one_shot:
-        screen.say(_announcement(parts, state, epochs, accelerator))
+        screen.say(_announcement(parts, state, epochs, accelerator, backend))
         screen.start_training(last_step, state.clock.step)
     return Run(
         options=options,
@@ -110,6 +120,20 @@ def prepare(options: TrainOptions, accelerator: Accelerator, screen: tracking.Sc
         reserved_bytes=sum(disk_needs),
         started=time.perf_counter(),
     )
+
+
+def keep_step_size(options: TrainOptions, saved: Path, accelerator: Accelerator) -> tuple[TrainOptions, list[str]]:
+    """Options with which a step has as many features as where the checkpoint comes from, and what to tell the user."""
+    wanted, num_processes = options.gradient_accumulation_steps, accelerator.num_processes
+    micro_batch_size = options.per_device_train_batch_size
+    fitting = on_main(accelerator, lambda: checkpoint.accumulation(saved, micro_batch_size, wanted, num_processes))
+    if fitting == wanted:
+        return options, []
+    note = (
+        f"another number of processes: {fitting} micro-batches a step instead of {wanted}, so that a step keeps its "
+        f"{fitting * micro_batch_size * num_processes} features"
+    )
+    return replace(options, gradient_accumulation_steps=fitting), [note]
 
 
 def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) -> Parts:
@@ -146,12 +170,18 @@ def build_session(
     loader: StepLoader | None,
     total_steps: int,
     accelerator: Accelerator,
+    backend: Backend,
 ) -> Session:
     """Shard the model and put all that the loop needs into one place."""
     accepts = setup.accepted_inputs(parts.model)
+    build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
-    model, optimizer = setup.shard(accelerator, parts.model, optimizer, trains=options.do_train)
+    if options.do_train:
+        model, optimizer = setup.shard(backend, parts.model, optimizer, options)
+    else:
+        # What is only evaluated is small enough to be whole on every rank: it was trained there.
+        backend, model = PlainBackend(accelerator, backend.precision), setup.place(parts.model, accelerator, backend)
     reduce_max, reduce_sum = setup.reductions(accelerator)
     return Session(
         accelerator=accelerator,
@@ -166,6 +196,8 @@ def build_session(
         teacher=parts.teacher,
         reduce_max=reduce_max,
         reduce_sum=reduce_sum,
+        backend=backend,
+        build_whole=build_whole,
         accepts=accepts,
         base_lr=setup.flag_learning_rate(options, recipe, total_steps),
         base_weight_decay=base_weight_decay,
@@ -237,10 +269,11 @@ def open_trackers(
     return trackers
 
 
-def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: Accelerator) -> str:
+def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: Accelerator, backend: Backend) -> str:
     features = len(parts.data.train) if parts.data.train is not None else 0
-    precision = accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32"
-    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    precision = backend.precision if backend.precision != "no" else "fp32"
+    count = accelerator.num_processes
+    processes = "1 process" if count == 1 else f"{count} processes ({backend.name})"
     return (
         f"{features:,} features, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
         f"steps; {processes} on {accelerator.device.type}, {precision}"

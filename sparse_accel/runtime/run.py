@@ -13,8 +13,10 @@ from sparse_accel.folders.libraries import quiet_libraries
 from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.runtime.checkpoint import checkpoints
+from sparse_accel.runtime.invariants import require_zeros
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.pauses import Run, require_zeros
+from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.preemption import StopRequest
 from sparse_accel.runtime.preparing import prepare
 from sparse_accel.runtime.training import train as run_steps
 from sparse_accel.timeline import Clock
@@ -23,14 +25,16 @@ from sparse_accel.timeline import Clock
 def train(options: TrainOptions) -> None:
     """Carry out a `train` command. Raises SparseAccelError for everything that the user can put right."""
     quiet_libraries()
-    accelerator = setup.start_accelerator(options)
+    accelerator, backend = setup.start_accelerator(options)
     screen = tracking.Screen(Console(), is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
-    run = prepare(options, accelerator, screen)
+    run = prepare(options, accelerator, backend, screen)
     try:
         if options.one_shot:
             apply_once(run)
         elif options.do_train:
-            run_steps(run.session, run.state, run.after_step)
+            run.stop = StopRequest(accelerator.num_processes, accelerator.state.backend)
+            with run.stop.listening():
+                run_steps(run.session, run.state, run.after_step)
             run.finish_training()
         finishing.finish(run)
     except KeyboardInterrupt:
@@ -51,14 +55,14 @@ def train(options: TrainOptions) -> None:
 def apply_once(run: Run) -> None:
     """`--one_shot`: let the recipe's end state hold at once, with ranges from calibration batches instead of training."""
     session, options = run.session, run.options
-    session.module.eval()
+    session.model.eval()
     end = Clock(max(1, round((session.recipe.num_epochs or 0) + 1)), 1)
     session.recipe.on_step_start(session, end)
     batches = _calibration_batches(run, setup.calibration_steps(options, session.recipe) or 1)
     with calibrating(session.module):
         for done, micro_batch in enumerate(batches, start=1):
             observe_tokens(session.module, micro_batch.num_units > 0)
-            session.module(**session.student_inputs(micro_batch.inputs))
+            session.forward_model(**session.student_inputs(micro_batch.inputs))
             end_step(session.module, session.reduce_max)
             run.screen.step(done, "calibrating")
     require_zeros(session)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import inspect
 import math
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from sparse_accel.compress.plan import CompressionPlan, needs_quantized_attention
+from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized_attention
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
 from sparse_accel.folders.trained import use_own_attention
@@ -25,6 +27,7 @@ from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, S
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
 from sparse_accel.recipe.schema import Recipe
+from sparse_accel.runtime.backends import Backend, backend_of, recompute_activations, run_in_bf16
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
 from sparse_accel.runtime.option_checks import without_effect
@@ -33,19 +36,24 @@ from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, froze
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
 
-# Backends whose checkpoints and collectives this version knows.
-_OFFERED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Strategies of accelerate that this version knows.
+_OFFERED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
+)
 
 
-def start_accelerator(options: TrainOptions) -> Accelerator:
+def start_accelerator(options: TrainOptions) -> tuple[Accelerator, Backend]:
     """Join the process group and see that the processes are those that the launch asked for. Raises LaunchError."""
     environ = dict(os.environ)  # as the launcher left it: accelerate adds to it
     check_environment(environ)
     check_accumulation(environ, options.gradient_accumulation_steps)
     has_accelerator = torch.accelerator.is_available()
-    asks_for_more = any(
-        environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true") for name in ("DEEPSPEED", "FSDP")
-    )
+    asks_for_deepspeed = environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
+    asks_for_more = asks_for_deepspeed or environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     # Without a GPU accelerate would let every process of torchrun train alone; FSDP and DeepSpeed keep their own way.
     on_cpu = options.use_cpu or (not has_accelerator and not asks_for_more)
     precision = mixed_precision(
@@ -54,7 +62,8 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
     trackers = [name for name in options.report_to if name != "none"]
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=precision,
+        # DeepSpeed would keep its parameters in half precision; its backend lets autocast do what it does elsewhere.
+        mixed_precision="no" if asks_for_deepspeed else precision,
         gradient_accumulation_steps=1,
         log_with=trackers or None,
         project_dir=options.logging_dir or os.path.join(options.output_dir, TRACKERS_FOLDER) if trackers else None,
@@ -76,10 +85,46 @@ def start_accelerator(options: TrainOptions) -> Accelerator:
     )
     if accelerator.distributed_type not in _OFFERED:
         raise LaunchError(
-            f"training under {accelerator.distributed_type.value} is not offered in this version; start it with "
-            "launch_configs/ddp.yaml, or torchrun"
+            f"training under {accelerator.distributed_type.value} is not offered; DDP, FSDP2 and DeepSpeed ZeRO-1, 2 and 3 "
+            "are (launch_configs/)"
         )
-    return accelerator
+    return accelerator, backend_of(accelerator, precision)
+
+
+def named_files(options: TrainOptions) -> dict[str, str]:
+    """A fingerprint of each file that a command names and that a node may have in another version: size and beginning of
+    data and weights."""
+    found = {}
+    for name in ("validation_file", "test_file", "model_name_or_path", "distill_teacher"):
+        value = getattr(options, name)
+        path = Path(value) if isinstance(value, str) else None
+        if path is None or not path.exists():
+            continue
+        for file in [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")]):
+            with open(file, "rb") as opened:
+                beginning = hashlib.sha256(opened.read(1 << 20)).hexdigest()[:16]
+            found[f"content of {name}" + ("" if file == path else f"/{file.name}")] = (
+                f"{file.stat().st_size} {beginning}"
+            )
+    return found
+
+
+def require_same_command(accelerator: Accelerator, command: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Raise LaunchError, on every rank, when nodes were given another command, recipe or data."""
+    if accelerator.num_processes == 1:
+        return
+    gathered: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, {**command, **files})
+    first = gathered[0]
+    for rank, other in enumerate(gathered):
+        differing = [name for name in sorted({*first, *other}) if first.get(name) != other.get(name)]
+        if differing:
+            shown = "; ".join(
+                f"{name}: {first.get(name)} on rank 0, {other.get(name)} on rank {rank}" for name in differing[:5]
+            )
+            raise LaunchError(
+                f"the processes were not given the same ({shown}); start all nodes with one command and one data"
+            )
 
 
 def load_recipe(options: TrainOptions) -> Recipe:
@@ -150,11 +195,7 @@ def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]
         )
     notes = [f"the head ({', '.join(missing)}) is new and starts at random"] if missing else []
     if options.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise OptionError(f"--gradient_checkpointing: {type(model).__name__} does not support it")
-        # transformers 5.23 gave it another name.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model, "--gradient_checkpointing")
     return model, notes
 
 
@@ -348,15 +389,36 @@ def flag_learning_rate(options: TrainOptions, recipe: Recipe, total_steps: int) 
     return lambda step: options.learning_rate * curve(step)
 
 
-def shard(accelerator: Accelerator, model: Any, optimizer: Any, *, trains: bool) -> tuple[Any, Any]:
+def shard(backend: Backend, model: Any, optimizer: Any, options: TrainOptions) -> tuple[Any, Any]:
     """Hand the model to the backend: the last moment at which its structure may change."""
-    if not trains:
-        return accelerator.prepare_model(model, evaluation_mode=True), optimizer
-    with warnings.catch_warnings():
-        # torch 2.13 announces another name for broadcast_buffers, which accelerate still passes under the old one.
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
-    return prepared
+    return backend.prepare(
+        model,
+        optimizer,
+        micro_batch_size=options.per_device_train_batch_size,
+        max_grad_norm=options.max_grad_norm,
+    )
+
+
+def place(model: Any, accelerator: Accelerator, backend: Backend) -> Any:
+    """The model on this rank's device, whole, for evaluation alone."""
+    placed = accelerator.prepare_model(model, evaluation_mode=True).to(accelerator.device)
+    if backend.precision == "bf16" and not accelerator.native_amp:
+        run_in_bf16(placed, accelerator.device)
+    return placed
+
+
+def whole_model_builder(model: Any, plan: CompressionPlan) -> Callable[[], nn.Module]:
+    """What makes a model like `model`, which carries `plan`, with numbers that mean nothing yet."""
+    model_class, config = type(model), copy.deepcopy(model.config)
+
+    def build() -> nn.Module:
+        whole = model_class(config)
+        if needs_quantized_attention(plan):
+            use_own_attention(whole)
+        install(whole, plan)
+        return whole.eval()
+
+    return build
 
 
 def reductions(accelerator: Accelerator) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -118,8 +118,9 @@ def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
     session.model.eval()
     with calibrating(session.module):
         for micro_batch in micro_batches:
-            if micro_batch.num_units:
-                session.module(**session.student_inputs(micro_batch.inputs))
+            # One without features counts for nothing, but the other ranks may need this one's part of the weights.
+            observe_tokens(session.module, micro_batch.num_units > 0)
+            session.forward_model(**session.student_inputs(micro_batch.inputs))
     end_calibration(session.module, session.reduce_max)
     session.model.train()
 

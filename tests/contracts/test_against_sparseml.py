@@ -158,7 +158,7 @@ def first_batch(options: dict[str, Any], output_dir: Path) -> dict[str, torch.Te
     parsed = load_options("question_answering", words)
     try:
         screen = tracking.Screen(Console(), is_shown=False, use_bar=False)
-        session = prepare(parsed, setup.start_accelerator(parsed), screen).session
+        session = prepare(parsed, *setup.start_accelerator(parsed), screen).session
         for tracker in session.trackers:
             tracker.close()
         (micro_batch,) = next(session.loader.steps(Clock(0, session.loader.steps_per_epoch), 1))

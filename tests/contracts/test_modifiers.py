@@ -21,7 +21,8 @@ from sparse_accel.compress.ranges import quantizers
 from sparse_accel.modifiers import MODIFIERS
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.recipe.schema import Recipe
-from sparse_accel.runtime import checkpoint
+from sparse_accel.runtime import checkpoint, gathering
+from sparse_accel.runtime.backends import PlainBackend
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.setup import accepted_inputs, build_optimizer
 from sparse_accel.runtime.teacher import ReplicatedTeacher
@@ -155,6 +156,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
             device=torch.device("cpu"),
         ),
         teacher=ReplicatedTeacher(bert(seed=9), accelerator, accepts - set(task.label_keys)),
+        backend=PlainBackend(accelerator, "no"),
         accepts=accepts,
         base_lr=lambda step: 1e-3 * (1 - step / 100),
         base_weight_decay=[group["weight_decay"] for group in optimizer.param_groups],
@@ -213,7 +215,7 @@ class History:
 def numbers(session: Session) -> dict[str, Tensor]:
     """Weights, masks, ranges and the optimizer's state."""
     state = {name: tensor.detach().clone() for name, tensor in session.module.state_dict().items()}
-    return state | {name: tensor.clone() for name, tensor in checkpoint.optimizer_tensors(session).items()}
+    return state | {name: tensor.clone() for name, tensor in gathering.whole_optimizer(session).items()}
 
 
 def run(session: Session, state: TrainState, after: Callable[[TrainState], None] = lambda state: None) -> History:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests import running
@@ -31,6 +32,14 @@ def both(words: list[str], port: int) -> str:
     return output
 
 
+def wait_for_steps(folder: Path, count: int) -> None:
+    """Until a run has logged so many steps, two minutes at most."""
+    log = folder / "train_log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) >= count):
+        time.sleep(0.002)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Dropout off: two processes draw other random numbers than one. 60 rows: the last batches are unequal."""
@@ -51,7 +60,7 @@ def test_two_processes_give_the_result_of_one(world: dict[str, Any], tmp_path: P
 
 
 def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tmp_path: Path) -> None:
-    """Quantization from step 4, killed in step 7 or later, resumed: the bits of the run that was not killed."""
+    """Quantization from step 4, told to end in step 7 or later, resumed: the bits of the run that was not."""
     one = running.run(world, tmp_path / "one")
     words = running.command(world, tmp_path / "two", gradient_accumulation_steps=1, save_steps=2)
     both(words, 29612)
@@ -61,15 +70,29 @@ def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tm
     killed = tmp_path / "killed"
     words = running.command(world, killed, gradient_accumulation_steps=1, save_steps=2)
     process = running.start(words, *torchrun(29613), ACCELERATE_USE_CPU="1")
-    log = killed / "train_log.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) >= 7):
-        time.sleep(0.002)
+    wait_for_steps(killed, 7)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert not (killed / "model.safetensors").exists(), "the run ended before it was killed"
-    assert "resuming this command" in both(words, 29614)
+    # Told to end, it saved where it stood and left word for whoever starts runs again.
+    marker = json.loads((killed / "preempted.json").read_text())
+    assert marker["checkpoint"] == f"checkpoint-{marker['step']}" and (killed / marker["checkpoint"]).is_dir()
+    output = both(words, 29614)
+    assert f"resuming this command from {killed / marker['checkpoint']}" in output
+    assert not (killed / "preempted.json").exists()
     assert running.differing(tmp_path / "two", killed) == []
+
+
+def test_a_rank_that_dies_ends_the_run(world: dict[str, Any], tmp_path: Path) -> None:
+    words = running.command(world, tmp_path / "out", gradient_accumulation_steps=1)
+    process = running.start(words, *torchrun(29616), ACCELERATE_USE_CPU="1")
+    wait_for_steps(tmp_path / "out", 2)
+    ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children(recursive=True)}
+    ranks["1"].kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Signal 9" in output or "exitcode" in output, output
+    assert not (tmp_path / "out" / "model.safetensors").exists(), "the run ended before the rank was killed"
 
 
 def test_bad_data_ends_both_with_one_message(world: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparse_accel.cli import main
-from sparse_accel.compress.plan import compressed_layers
+from sparse_accel.compress.plan import compressed_layers, install
+from sparse_accel.compress.ranges import quantizers
 from sparse_accel.errors import InvariantError
 from sparse_accel.runtime import training
 from sparse_accel.runtime.finishing import check_saved
+from sparse_accel.runtime.invariants import checksums, require_agreement
 from tests import running
+from tests.unit.qat_bert import bert, tutorial_plan
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     code = main(running.command(world, tmp_path / "nan", model_name_or_path=str(weights)))
     assert code == 3
     assert "the loss is not finite at step 1" in capfd.readouterr().err
+
+
+def test_a_mask_or_range_that_differs_between_ranks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bert()
+    install(model, tutorial_plan(model, masks=True))
+    session: Any = SimpleNamespace(module=model, accelerator=SimpleNamespace(num_processes=3))
+    others = [checksums(model) for _ in range(2)]
+
+    def gather(target: list[Any], own: Any) -> None:
+        target[:] = [own, *others]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    require_agreement(session)
+    quantizer = next(iter(quantizers(model)))
+    model.get_submodule(quantizer).scale += 1e-6  # type: ignore[operator]
+    others[0] = checksums(model)
+    with pytest.raises(InvariantError, match=f"the range of {quantizer} is another on rank 2 than on rank 0 .1 masks"):
+        require_agreement(session)
 
 
 def test_the_saved_file_is_read_back(tmp_path: Path) -> None:

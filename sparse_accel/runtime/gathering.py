@@ -1,0 +1,89 @@
+"""Whole tensors of a model that is spread over ranks: for checkpoints, checks and the final folder.
+
+Every rank calls these together. What is whole ends up on the main process; what goes back in, every rank holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.compress.plan import copy_requests
+from sparse_accel.errors import OutputError
+from sparse_accel.session import Session
+
+
+def whole_state(session: Session) -> dict[str, Tensor]:
+    """The state dict of the model in training, whole; empty but on the main process."""
+    module, backend = session.module, session.backend
+    is_main = session.accelerator.is_main_process
+    whole = {}
+    for name, tensor in backend.whole_parameters(module):
+        if is_main:
+            whole[name] = tensor.to("cpu", copy=True) if backend.shards_weights else tensor
+    if not is_main:
+        return {}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        key: whole[names[id(value)]] if id(value) in names else value.detach()
+        for key, value in module.state_dict(keep_vars=True).items()
+    }
+
+
+def put_state(session: Session, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Store a whole state dict, which every rank has read from `source`. Raises OutputError when it is that of another
+    model; nothing is changed then."""
+    module = session.module
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    state = module.state_dict(keep_vars=True)
+    shapes = parameter_shapes(module)
+    problems = [f"{key} is missing" for key in state if key not in tensors]
+    problems += [f"{key} is not known" for key in tensors if key not in state]
+    problems += [
+        f"{key} is {list(tensors[key].shape)} there and {list(shapes[key])} here"
+        for key in state
+        if key in tensors and tensors[key].shape != shapes[key]
+    ]
+    if problems:
+        more = f" ({len(problems)} differences)" if len(problems) > 1 else ""
+        raise OutputError(f"{source} does not fit the model of this run: {problems[0]}{more}")
+    values = {names[id(value)]: tensors[key] for key, value in state.items() if id(value) in names}
+    session.backend.put_parameters(module, values)
+    # Not only their numbers: modules that load forget what they knew of the old ones.
+    buffers = {key: tensors[key] for key, value in state.items() if id(value) not in names}
+    module.load_state_dict(buffers, strict=False)
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """The whole shape of every entry of the state dict; ZeRO-3 keeps that of a parameter beside it."""
+    return {
+        key: torch.Size(getattr(value, "ds_shape", value.shape))
+        for key, value in module.state_dict(keep_vars=True).items()
+    }
+
+
+def whole_optimizer(session: Session) -> dict[str, Tensor]:
+    """The optimizer's states as `<parameter name>/<state name>`, whole; empty but on the main process."""
+    is_main, shards = session.accelerator.is_main_process, session.backend.name != "DDP"
+    whole = {}
+    for name, tensor in session.backend.whole_optimizer(session.module, session.optimizer):
+        if is_main:
+            whole[name] = tensor.to("cpu", copy=True) if shards else tensor
+    return whole
+
+
+def whole_module(session: Session) -> nn.Module | None:
+    """The model in training, whole, with its masks and quantizers as they are now; None but on the main process."""
+    if not session.backend.shards_weights:
+        return session.module if session.accelerator.is_main_process else None
+    state = whole_state(session)
+    if not session.accelerator.is_main_process:
+        return None
+    assert session.build_whole is not None, "a sharded session knows how to build its model"
+    module = session.build_whole()
+    module.load_state_dict(state)
+    copy_requests(session.module, module)
+    return module
