@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
 from packaging.requirements import Requirement
 
 import sparse_accel
@@ -72,7 +71,7 @@ def test_the_wheel_says_what_it_is(installed: Path) -> None:
 def test_an_installed_package_finds_what_it_carries_from_any_folder(installed: Path, tmp_path: Path) -> None:
     program = (
         "from sparse_accel.recipe.shipped import find\n"
-        "from sparse_accel.cli.demo import launch_config\n"
+        "from sparse_accel.runtime.launch_configs import launch_config\n"
         "print(find('question_answering/dense'), launch_config('cpu'), sep='\\n')\n"
     )
     found = subprocess.run(
@@ -141,13 +140,3 @@ def test_an_interpreter_that_was_asked_for_is_used_or_refused(tmp_path: Path) ->
     refused = _find_python(tmp_path, str(tmp_path / "python3.9"))
     assert refused.returncode == 2
     assert "python3.9" in refused.stderr
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "launch_configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_launch_config_is_one_and_says_precision_and_clipping_aloud(path: Path) -> None:
-    config = load_config_from_file(str(path))  # refuses keys that accelerate does not know
-    assert config.mixed_precision == "no"
-    text = path.read_text("utf-8")
-    assert "\n# Precision: " in text
-    assert "\n# Gradient clipping: " in text
-    assert f"--config_file launch_configs/{path.name} " in text

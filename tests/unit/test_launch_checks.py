@@ -10,8 +10,11 @@ from sparse_accel.errors import LaunchError, OptionError
 from sparse_accel.runtime.launch import (
     check_accumulation,
     check_environment,
+    check_installed,
     check_launch,
+    gradient_clipping,
     mixed_precision,
+    process_group_error,
     process_rank,
     requested_world_size,
 )
@@ -22,8 +25,10 @@ TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE
 CPU_TWO_PROCESSES = {**ACCELERATE, "ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 MULTI_GPU = {**ACCELERATE, **TORCHRUN}
 MULTI_GPU_ON_CPU = {**MULTI_GPU, "ACCELERATE_USE_CPU": "1"}
-FSDP = {**MULTI_GPU, "ACCELERATE_USE_FSDP": "true"}
+FSDP = {**MULTI_GPU, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 DEEPSPEED = {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "true"}
+WITHOUT_VERSION = {name: value for name, value in FSDP.items() if name != "FSDP_VERSION"}
+SRUN_OF_TWO = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
 
 ALONE = {"num_processes": 1, "distributed_type": "NO", "backend": None, "device_type": "cpu"}
 TWO_ON_CPU = {"num_processes": 2, "distributed_type": "MULTI_CPU", "backend": "gloo", "device_type": "cpu"}
@@ -45,6 +50,19 @@ TWO_ON_GPU = {"num_processes": 2, "distributed_type": "MULTI_GPU", "backend": "n
         (TORCHRUN | {"WORLD_SIZE": "4"}, TWO_ON_GPU, "asks for 4 processes, but accelerate runs 2"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, ALONE, "asks for 2 processes, but accelerate runs 1"),
         ({"SLURM_STEP_NUM_TASKS": "3"}, ALONE, "srun started 3 copies"),
+        ({**FSDP, "FSDP_VERSION": "1"}, TWO_ON_GPU, "asks for FSDP 1, .* set fsdp_version: 2"),
+        (WITHOUT_VERSION, TWO_ON_GPU, "asks for FSDP 1, .* set fsdp_version: 2"),
+        (
+            {**SRUN_OF_TWO, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+            ALONE,
+            "2 machines were started, .* counts 1 process, ",
+        ),
+        (
+            {**SRUN_OF_TWO, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"},
+            ALONE,
+            "2 machines .* counts 8 processes, its own",
+        ),
+        ({"GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "1"}, ALONE, "--num_machines 2"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, ALONE, "Megatron-LM is not supported"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, ALONE, "compilation .INDUCTOR., which is not offered"),
     ],
@@ -70,6 +88,8 @@ def test_a_run_that_is_not_what_the_launch_asked_for_is_refused(
         (FSDP, TWO_ON_GPU | {"distributed_type": "FSDP", "backend": "cuda:nccl,cpu:gloo"}),
         (FSDP | {"ACCELERATE_TORCH_DEVICE": "cpu"}, TWO_ON_CPU | {"distributed_type": "FSDP"}),
         (DEEPSPEED, TWO_ON_GPU | {"distributed_type": "DEEPSPEED"}),
+        ({**MULTI_GPU, **SRUN_OF_TWO, "LOCAL_WORLD_SIZE": "1"}, TWO_ON_GPU),
+        ({**MULTI_GPU, "SLURM_STEP_NUM_NODES": "1", "SLURM_NNODES": "2"}, TWO_ON_GPU),
     ],
 )
 def test_a_run_that_is_what_the_launch_asked_for_goes_on(environ: Mapping[str, str], became: dict) -> None:
@@ -138,3 +158,86 @@ def test_the_launchers_accumulation_may_not_differ_from_the_flags() -> None:
     check_accumulation({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, 4)
     with pytest.raises(OptionError, match="is 1, but the launch says 4"):
         check_accumulation({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "flag", "is_explicit", "norm"),
+    [
+        (None, 1.0, False, 1.0),
+        ("auto", 0.5, True, 0.5),
+        ("0.5", 1.0, False, 0.5),
+        ("0.5", 0.5, True, 0.5),
+        ("0", 1.0, False, 0.0),
+        ("0.0", 0.0, True, 0.0),
+    ],
+)
+def test_gradients_are_clipped_as_the_one_that_speaks_says(
+    said: str | None, flag: float, is_explicit: bool, norm: float
+) -> None:
+    environ = {} if said is None else {"ACCELERATE_GRADIENT_CLIPPING": said}
+    assert gradient_clipping(environ, flag, is_explicit=is_explicit) == norm
+
+
+def test_a_flag_that_contradicts_the_launchs_clipping_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"--max_grad_norm is 1, but the launch says 0\.5"):
+        gradient_clipping({"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, 1.0, is_explicit=True)
+
+
+@pytest.mark.parametrize("said", ["much", "-1", "nan", "inf", ""])
+def test_a_clipping_that_is_no_number_is_refused(said: str) -> None:
+    with pytest.raises(LaunchError, match="expected `auto` or a number"):
+        gradient_clipping({"ACCELERATE_GRADIENT_CLIPPING": said}, 1.0, is_explicit=False)
+
+
+def test_deepspeed_that_is_not_installed_is_named_with_the_extra_that_brings_it() -> None:
+    check_installed(DEEPSPEED, lambda package: package == "deepspeed")
+    check_installed(FSDP, lambda package: False)
+    with pytest.raises(LaunchError, match=r"pip install 'sparse_accel\[deepspeed\]'"):
+        check_installed(DEEPSPEED, lambda package: False)
+
+
+def _store(port: int, host: str = "127.0.0.1", *, is_first: bool = True) -> None:
+    """What forming a process group begins with: the first of two processes listens, another calls it."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    TCPStore(host, port, 2, is_first, timeout=timedelta(seconds=1), wait_for_workers=True, use_libuv=True)
+
+
+def _failure(port: int, host: str = "127.0.0.1", *, is_first: bool = True) -> LaunchError | None:
+    from torch.distributed import DistError
+
+    with pytest.raises((DistError, RuntimeError)) as caught:
+        _store(port, host, is_first=is_first)
+    return process_group_error(caught.value, {"MASTER_ADDR": host, "MASTER_PORT": str(port)})
+
+
+def test_a_port_in_use_is_one_message_with_the_way_out() -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        error = _failure(port)
+    assert error is not None
+    assert str(error).startswith(f"port {port} is in use on this machine")
+    assert "--main_process_port PORT" in str(error)
+
+
+def test_a_machine_that_did_not_come_is_missed() -> None:
+    error = _failure(0)
+    assert error is not None
+    assert "1 of 2 processes came to 127.0.0.1:0 in time" in str(error)
+
+
+def test_a_first_machine_that_cannot_be_reached_is_named() -> None:
+    for host in ("127.0.0.1", "no-such-machine.invalid"):
+        error = _failure(9, host, is_first=False)
+        assert error is not None
+        assert f"the first process, {host}:9, cannot be reached from here" in str(error)
+
+
+def test_another_failure_is_left_alone() -> None:
+    assert process_group_error(RuntimeError("CUDA error: out of memory"), {}) is None
