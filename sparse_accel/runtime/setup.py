@@ -20,6 +20,7 @@ from sparse_accel.compress.plan import CompressionPlan, needs_quantized_attentio
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
 from sparse_accel.folders.trained import use_own_attention
+from sparse_accel.folders.whole_weights import whole_weights
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
@@ -29,7 +30,8 @@ from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
 
@@ -244,11 +246,11 @@ def load_teacher(
             "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used",
         )
     if wish == "self":
-        return ReplicatedTeacher(
-            frozen_copy(student), accelerator, accepted_inputs(student) - labels
-        ), "the teacher is a frozen copy of the model as loaded"
+        placed, line = place(frozen_copy(student), student, options, accelerator, accepted_inputs(student) - labels)
+        return placed, f"{line}; it is a frozen copy of the model as loaded"
     teacher_options = replace(options, model_revision="main")  # --model_revision speaks of the student
-    teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
+    with whole_weights():
+        teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
     if missing:
         raise ModelError(
             f"--distill_teacher {wish} has no trained head for this task ({', '.join(missing)} are missing); a teacher must be "
@@ -259,7 +261,7 @@ def load_teacher(
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
     )
-    return ReplicatedTeacher(teacher, accelerator, accepted_inputs(teacher) - labels), None
+    return place(teacher, student, options, accelerator, accepted_inputs(teacher) - labels)
 
 
 def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:

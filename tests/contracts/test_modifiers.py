@@ -24,7 +24,7 @@ from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.setup import accepted_inputs, build_optimizer
-from sparse_accel.runtime.teacher import ReplicatedTeacher
+from sparse_accel.runtime.teachers.replicated import replicated
 from sparse_accel.runtime.training import TrainState, set_flag_values, train
 from sparse_accel.session import LossTerms, Session
 from sparse_accel.tasks import resolve_task
@@ -154,7 +154,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
             task,
             device=torch.device("cpu"),
         ),
-        teacher=ReplicatedTeacher(bert(seed=9), accelerator, accepts - set(task.label_keys)),
+        teacher=replicated(bert(seed=9), accelerator, accepts - set(task.label_keys)),
         accepts=accepts,
         base_lr=lambda step: 1e-3 * (1 - step / 100),
         base_weight_decay=[group["weight_decay"] for group in optimizer.param_groups],
