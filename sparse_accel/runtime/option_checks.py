@@ -107,6 +107,14 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
             options.distill_teacher not in (None, "disable"),
             "--distill_teacher: needs a --recipe with a DistillationModifier, which says how strong and how warm",
         )
+    _refuse(
+        "teacher_placement" in changed and options.distill_teacher in (None, "disable"),
+        "--teacher_placement: needs a --distill_teacher that could be placed",
+    )
+    _refuse(
+        options.teacher_placement == "zero3" and importlib.util.find_spec("deepspeed") is None,
+        "--teacher_placement zero3: DeepSpeed is not installed here: `pip install 'sparse_accel[deepspeed]'`, or use fsdp2",
+    )
     _refuse(options.one_shot and not options.do_train, "--one_shot: needs --do_train, as in SparseML")
     _refuse(
         options.num_calibration_steps is not None and not options.one_shot,

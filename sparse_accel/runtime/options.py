@@ -21,6 +21,9 @@ GROUP_MACHINE: Final = "Precision and machine"
 
 STRATEGIES: Final = ("no", "steps", "epoch")
 
+# `auto` and the ways of spreading a teacher that runtime/teachers has; repeated here because that needs torch.
+TEACHER_PLACEMENTS: Final = ("auto", "replicated", "device_map", "fsdp2", "zero3")
+
 # Experiment trackers that accelerate knows -> the module whose presence shows that one is installed.
 TRACKERS: Final = {
     "tensorboard": "tensorboard",
@@ -210,6 +213,14 @@ class TrainOptions:
         " or 'disable'.",
         GROUP_RECIPE,
         None,
+    )
+    teacher_placement: str = _option(
+        "Where the teacher's weights are: whole on every process (replicated), in slices on all of them (fsdp2, or zero3 by"
+        " DeepSpeed), or layer by layer on the devices of a single process (device_map). auto: the first that fits.",
+        GROUP_RECIPE,
+        "auto",
+        choices=TEACHER_PLACEMENTS,
+        shapes_weights=False,
     )
     distill_include_padding: bool = _option(
         "Let padding take part in the distillation loss, as in SparseML's sum.", GROUP_RECIPE, False

@@ -67,7 +67,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     regrouped: list[str] = []
     if start.checkpoint is not None:
         options, regrouped = keep_step_size(options, start.checkpoint, accelerator)
-    parts = read_parts(options, recipe, accelerator)
+    parts = read_parts(options, recipe, accelerator, backend.precision)
     loader = build_loader(options, parts, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
     last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
@@ -136,14 +136,14 @@ def keep_step_size(options: TrainOptions, saved: Path, accelerator: Accelerator)
     return replace(options, gradient_accumulation_steps=fitting), [note]
 
 
-def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) -> Parts:
+def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, precision: str) -> Parts:
     """Load tokenizer, model, data and teacher, and give the model its masks and quantizers."""
     task = resolve_task(options.task)
     tokenizer = setup.load_student_tokenizer(options)
     model, notes = setup.load_student(options, task)
     with accelerator.local_main_process_first():  # the others find the features in the cache
         data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
-    teacher, teacher_note = setup.load_teacher(options, recipe, task, model, tokenizer, accelerator)
+    teacher, teacher_note = setup.load_teacher(options, recipe, task, model, tokenizer, accelerator, precision)
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
@@ -181,7 +181,10 @@ def build_session(
         model, optimizer = setup.shard(backend, parts.model, optimizer, options)
     else:
         # What is only evaluated is small enough to be whole on every rank: it was trained there.
-        backend, model = PlainBackend(accelerator, backend.precision), setup.place(parts.model, accelerator, backend)
+        backend, model = (
+            PlainBackend(accelerator, backend.precision),
+            setup.place_whole(parts.model, accelerator, backend),
+        )
     reduce_max, reduce_sum = setup.reductions(accelerator)
     return Session(
         accelerator=accelerator,

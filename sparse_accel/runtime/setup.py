@@ -22,6 +22,7 @@ from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
 from sparse_accel.folders.trained import use_own_attention
+from sparse_accel.folders.whole_weights import whole_weights
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
@@ -32,7 +33,8 @@ from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
-from sparse_accel.runtime.teacher import ReplicatedTeacher, check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
 
@@ -261,7 +263,13 @@ def accepted_inputs(model: Any) -> frozenset[str]:
 
 
 def load_teacher(
-    options: TrainOptions, recipe: Recipe, task: Any, student: Any, tokenizer: Any, accelerator: Accelerator
+    options: TrainOptions,
+    recipe: Recipe,
+    task: Any,
+    student: Any,
+    tokenizer: Any,
+    accelerator: Accelerator,
+    precision: str,
 ) -> tuple[Teacher | None, str | None]:
     """The teacher, or None where none is wanted, and what to tell the user.
 
@@ -285,11 +293,14 @@ def load_teacher(
             "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used",
         )
     if wish == "self":
-        return ReplicatedTeacher(
-            frozen_copy(student), accelerator, accepted_inputs(student) - labels
-        ), "the teacher is a frozen copy of the model as loaded"
+        accepted = accepted_inputs(student) - labels
+        placed, line = place(
+            copy_of_student(options, task, student), student, options, accelerator, precision, accepted
+        )
+        return placed, f"{line}; it is a frozen copy of the model as loaded"
     teacher_options = replace(options, model_revision="main")  # --model_revision speaks of the student
-    teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
+    with whole_weights():
+        teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
     if missing:
         raise ModelError(
             f"--distill_teacher {wish} has no trained head for this task ({', '.join(missing)} are missing); a teacher must be "
@@ -300,7 +311,23 @@ def load_teacher(
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
     )
-    return ReplicatedTeacher(teacher, accelerator, accepted_inputs(teacher) - labels), None
+    return place(teacher, student, options, accelerator, precision, accepted_inputs(teacher) - labels)
+
+
+def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
+    """The teacher of `--distill_teacher self`; read anew where the student's own weights are on the first rank alone."""
+    if not loads_on_first_rank():
+        return frozen_copy(student)
+    with whole_weights():
+        return load_model(options.model_name_or_path, task, options, "--model_name_or_path")[0]
+
+
+def loads_on_first_rank() -> bool:
+    """Whether the launch asks for models whose weights only the first rank of a node reads."""
+    return all(
+        os.environ.get(name, "").lower() in ("1", "true")
+        for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    )
 
 
 def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
@@ -399,7 +426,7 @@ def shard(backend: Backend, model: Any, optimizer: Any, options: TrainOptions) -
     )
 
 
-def place(model: Any, accelerator: Accelerator, backend: Backend) -> Any:
+def place_whole(model: Any, accelerator: Accelerator, backend: Backend) -> Any:
     """The model on this rank's device, whole, for evaluation alone."""
     placed = accelerator.prepare_model(model, evaluation_mode=True).to(accelerator.device)
     if backend.precision == "bf16" and not accelerator.native_amp:

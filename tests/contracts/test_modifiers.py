@@ -25,7 +25,7 @@ from sparse_accel.runtime import checkpoint, gathering
 from sparse_accel.runtime.backends import PlainBackend
 from sparse_accel.runtime.batches import StepLoader, StepSampler
 from sparse_accel.runtime.setup import accepted_inputs, build_optimizer
-from sparse_accel.runtime.teacher import ReplicatedTeacher
+from sparse_accel.runtime.teachers.replicated import replicated
 from sparse_accel.runtime.training import TrainState, set_flag_values, train
 from sparse_accel.session import LossTerms, Session
 from sparse_accel.tasks import resolve_task
@@ -155,7 +155,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
             task,
             device=torch.device("cpu"),
         ),
-        teacher=ReplicatedTeacher(bert(seed=9), accelerator, accepts - set(task.label_keys)),
+        teacher=replicated(bert(seed=9), accelerator, accepts - set(task.label_keys)),
         backend=PlainBackend(accelerator, "no"),
         accepts=accepts,
         base_lr=lambda step: 1e-3 * (1 - step / 100),

@@ -106,6 +106,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "no word about the teacher": (options(distill_teacher=None), "--distill_teacher"),
     "teacher with another vocabulary": (teacher_with_another_vocabulary, "vocabulary"),
     "teacher without a head": (teacher_without_a_head, "qa_outputs"),
+    "a teacher that one process cannot spread": (options(teacher_placement="fsdp2"), "there is only one"),
     "model without weights": (without_weights, "no weights"),
     "torn weights": (with_torn_weights, "cannot be loaded"),
     "one shot without calibration": (options(one_shot=True, distill_teacher="disable"), "--num_calibration_steps"),

@@ -134,6 +134,12 @@ def test_every_flag_has_a_help_text_and_a_group() -> None:
         ({"recipe_args": "{}"}, "--recipe_args: needs --recipe"),
         ({"one_shot": "true"}, "--one_shot: needs --recipe"),
         ({"distill_teacher": "self"}, "DistillationModifier"),
+        ({"teacher_placement": "fsdp2"}, "--teacher_placement: needs a --distill_teacher"),
+        (
+            {"recipe": "r.yaml", "distill_teacher": "disable", "teacher_placement": "replicated"},
+            "--teacher_placement: needs a --distill_teacher",
+        ),
+        ({"teacher_placement": "sharded"}, "auto, replicated, device_map, fsdp2, zero3"),
         ({"recipe": "r.yaml", "num_calibration_steps": "4"}, "needs --one_shot"),
         ({"recipe": "r.yaml", "one_shot": "true", "max_steps": "4"}, "has no effect with --one_shot"),
         ({"load_best_model_at_end": "true"}, "evaluation and saving must go together"),
@@ -266,6 +272,14 @@ def test_a_tracker_that_is_not_installed_is_refused(files: dict[str, str]) -> No
         pytest.skip("every tracker is installed here")
     with pytest.raises(OptionError, match="is not installed here"):
         load(files, report_to=absent[0])
+
+
+def test_a_teacher_in_the_hands_of_a_package_that_is_not_installed_is_refused(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="DeepSpeed is not installed here: `pip install"):
+        load(files, recipe="r.yaml", distill_teacher="self", teacher_placement="zero3")
 
 
 @pytest.mark.parametrize("word", ["True", "true", "1", "yes", "Y", "t"])

@@ -1,33 +1,13 @@
-"""The teacher: loaded, checked against the student, and asked for its outputs."""
+"""Whether a teacher and a student fit together, and the teacher that always does."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_accel.errors import ModelError
-
-
-class ReplicatedTeacher:
-    """A whole teacher on every rank. `accepted` are the inputs that it is given: no labels, which would only make it
-    compute a loss that nobody reads."""
-
-    def __init__(self, model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> None:
-        self.model = model.to(accelerator.device).eval().requires_grad_(False)
-        self.accelerator = accelerator
-        self.accepted = accepted
-
-    @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The teacher's outputs in fp32 for the inputs of `batch` that it knows."""
-        inputs = {name: value for name, value in batch.items() if name in self.accepted}
-        with self.accelerator.autocast():
-            outputs = self.model(**inputs)
-        return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
 
 
 def frozen_copy(student: nn.Module) -> nn.Module:

@@ -1,0 +1,58 @@
+"""A frozen model that answers for a teacher, however its weights are spread."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+_AUTOCAST_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a placement needs of the launch: accelerate's own `mixed_precision` is silent under DeepSpeed."""
+
+    device: torch.device
+    num_processes: int
+    mixed_precision: str
+
+
+@final
+class PlacedTeacher:
+    """`accepted` are the inputs that the model is given: no labels, which would only make it compute a loss that nobody
+    reads. `spreader` is held as long as the teacher is, for a model that is alive only as long as what spread it.
+
+    Where weights are spread over ranks every call is a collective: all ranks call equally often, with batches of any shape.
+    """
+
+    def __init__(
+        self, model: nn.Module, accelerator: Any, accepted: frozenset[str], *, spreader: object = None
+    ) -> None:
+        self.model = model
+        self.device_type = accelerator.device.type
+        self.autocast_dtype = _AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+        self.accepted = accepted
+        self.spreader = spreader
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The teacher's outputs in fp32 for the inputs of `batch` that it knows."""
+        inputs = {name: value for name, value in batch.items() if name in self.accepted}
+        with self._autocast():
+            outputs = self.model(**inputs)
+        return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, self.autocast_dtype)
+
+
+def freeze(model: nn.Module) -> None:
+    """Eval mode, and no parameter that wants a gradient: what spreads the weights then keeps no place for one."""
+    model.eval().requires_grad_(False)

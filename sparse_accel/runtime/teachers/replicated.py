@@ -1,0 +1,16 @@
+"""A whole teacher on every rank: the quickest, where there is room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sparse_accel.runtime.teachers.placed import PlacedTeacher, freeze
+from sparse_accel.session import Teacher
+
+
+def replicated(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> Teacher:
+    """Each rank has all weights on its device; a call exchanges nothing."""
+    freeze(model)
+    return PlacedTeacher(model.to(accelerator.device), accelerator, accepted)
