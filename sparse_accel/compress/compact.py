@@ -70,20 +70,27 @@ class CompactLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """What forward computes with: the weight, fake-quantized; in the dtype of `values`."""
-        quantizer = self.weight_quantizer
-        if quantizer is None:
-            return self.masked_weight()
-        if quantizer.spec.channel_axis is not None or not self.num_kept:
-            return quantizer(self.masked_weight())  # type: ignore[no-any-return]
-        # One scale for the whole weight, with 0 on its grid: rounding the kept values alone is the same and far cheaper.
-        quantizer.observe(self.values[: self.num_kept], and_zeros=self.num_kept < self.num_weights)
-        return self._placed(quantizer.quantize(self.values))
+        return self._effective_weight(self.values.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         x = input if self.input_quantizer is None else self.input_quantizer(input)
-        y = F.linear(x, self.effective_weight(), self.bias)
+        device = x.device.type
+        # What autocast would do to the whole weight is done to the values.
+        casts = self.values.dtype == torch.float32 and torch.is_autocast_enabled(device)
+        weight = self._effective_weight(torch.get_autocast_dtype(device) if casts else self.values.dtype)
+        y = F.linear(x, weight, self.bias)
         return y if self.output_quantizer is None else self.output_quantizer(y)
+
+    def _effective_weight(self, dtype: torch.dtype) -> Tensor:
+        quantizer, values = self.weight_quantizer, self.values
+        if quantizer is not None and (quantizer.spec.channel_axis is not None or not self.num_kept):
+            return quantizer(self.masked_weight()).to(dtype)  # type: ignore[no-any-return]
+        if quantizer is not None:
+            # One scale for the weight, with 0 on its grid: rounding the kept values alone is the same and far cheaper.
+            quantizer.observe(values[: self.num_kept], and_zeros=self.num_kept < self.num_weights)
+            values = quantizer.quantize(values)
+        return self._placed(values.to(dtype))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kept={self.num_kept}"
@@ -181,13 +188,14 @@ class _Scatter(torch.autograd.Function):
         # Not saved for backward: the layer holds them anyway, and nobody need move or recompute them.
         ctx.indices, ctx.num_values = indices, values.numel()
         whole = values.new_zeros(shape)
-        whole.view(-1).scatter_(0, indices, values)
+        # It takes long indices only; kept as int32 they are half as large for the time in between.
+        whole.view(-1).index_copy_(0, indices.long(), values[: indices.numel()])
         return whole
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradient = grads[0].new_zeros(ctx.num_values)
-        torch.gather(grads[0].reshape(-1), 0, ctx.indices, out=gradient[: ctx.indices.numel()])
+        torch.index_select(grads[0].reshape(-1), 0, ctx.indices, out=gradient[: ctx.indices.numel()])
         return gradient, None, None
 
 

@@ -331,7 +331,7 @@ def test_autocast_computes_what_it_does_with_masks(weight: str) -> None:
     for compact in (False, True):
         model = installed(compact=compact, weight=WEIGHTS[weight])
         train(model, OPTIMIZERS["sgd"](model), range(4))
-        set_phase(model, Phase.FROZEN)
+        set_phase(model, Phase.OBSERVE)
         with torch.autocast("cpu", torch.bfloat16):
             y = model(x)
         assert y.dtype == torch.bfloat16
@@ -339,6 +339,9 @@ def test_autocast_computes_what_it_does_with_masks(weight: str) -> None:
         gradient = model[0].values.grad if compact else padded(model[0].weight.grad[model[0].mask])
         assert gradient.dtype == torch.float32
         results.append((y.detach(), gradient))
+        assert effective_weight(model[0]).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.double()(x.double()).dtype == torch.float64  # which autocast leaves alone
     (masked, masked_gradient), (kept, gradient) = results
     assert torch.equal(masked, kept)
     assert torch.equal(masked_gradient, gradient)
