@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.plan import CompressionPlan, prunable_parameters
 
 # Kind of a matrix by its name, first match: the head before attention, since it may have an out_proj of its own.
@@ -67,14 +68,16 @@ class Census:
 
     @classmethod
     def of(cls, model: nn.Module | Mapping[str, Tensor], plan: CompressionPlan | None = None) -> Census:
-        """Count a model, or a state dict of one (where a matrix called `.weight` that is no embedding counts as
-        prunable).
+        """Count a model, compact weights as if they were whole, or a state dict of a plain one (where a matrix called
+        `.weight` that is no embedding counts as prunable).
 
         Waits for the device.
         """
         tensors = dict(model.named_parameters()) if isinstance(model, nn.Module) else dict(model)
+        compact: dict[str, CompactLinear] = {}
         if isinstance(model, nn.Module):
             prunable = set(prunable_parameters(model))
+            compact = {f"{n}.values": m for n, m in model.named_modules() if isinstance(m, CompactLinear)}
         else:
             prunable = {
                 name
@@ -85,7 +88,9 @@ class Census:
         quantized = {n: c for n, c in plan.modules.items() if c.is_quantized} if plan is not None else {}
         return cls(
             tuple(
-                ParameterCount(tensor.numel(), count, name, _kind(name, tensor), name in prunable)
+                _count_compact(name, compact[name], count)
+                if name in compact
+                else ParameterCount(tensor.numel(), count, name, _kind(name, tensor), name in prunable)
                 for (name, tensor), count in zip(tensors.items(), zeros, strict=True)
             ),
             tuple(quantized),
@@ -140,6 +145,15 @@ class Census:
                 p.name: {"parameters": p.numel, "zeros": p.zeros, "sparsity": p.sparsity} for p in self.parameters
             },
         }
+
+
+def _count_compact(name: str, layer: CompactLinear, zeros: int) -> ParameterCount:
+    """The weight as it is when it is whole, from how many of its `values` are zero."""
+    name = f"{name.removesuffix('.values')}.weight"
+    numel = layer.num_weights
+    # Outside forward ZeRO-3 has no values here.
+    zeros_kept = zeros - (layer.num_values - layer.num_kept) if layer.values.numel() else 0
+    return ParameterCount(numel, numel - layer.num_kept + zeros_kept, name, _kind_of_name(name), prunable=True)
 
 
 def _kind(name: str, tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
 """Layers that mask and fake-quantize inside `forward`, where every backend has gathered the weight.
 
-A layer becomes compressed by changing its class: parameters, their names, hooks and attributes stay the same objects,
-and `restore` changes it back.
+A layer becomes compressed by changing its class: parameters, their names, hooks and attributes stay the same objects (but
+for compact weights, whose parameter is another), and `restore_layer` changes it back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear, make_compact, make_whole
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.masks import nonzero_mask
 from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer
@@ -145,7 +146,7 @@ class QuantizedMatMul(nn.Module):
         return product if self.output_quantizer is None else self.output_quantizer(product, output_tokens)
 
 
-CompressedLayer = CompressedLinear | CompressedEmbedding
+CompressedLayer = CompressedLinear | CompressedEmbedding | CompactLinear
 
 # Plain class <-> the class that takes its place.
 _COMPRESSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -153,7 +154,7 @@ _COMPRESSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Embedding: CompressedEmbedding,
     nn.LayerNorm: OutputQuantizedLayerNorm,
 }
-_PLAIN = {compressed: plain for plain, compressed in _COMPRESSED.items()}
+_PLAIN = {compressed: plain for plain, compressed in _COMPRESSED.items()} | {CompactLinear: nn.Linear}
 
 
 def check_layer(
@@ -163,9 +164,11 @@ def check_layer(
     weight: QuantSpec | None,
     inputs: tuple[QuantSpec, ...],
     output: QuantSpec | None,
+    *,
+    compact: bool = False,
 ) -> None:
     """Raise ModelError if `layer`, called `name`, or this combination of parts cannot be compressed."""
-    refusal = _refusal(layer, mask, weight, inputs, output)
+    refusal = _refusal(layer, mask, weight, inputs, output, compact)
     if refusal is not None:
         raise ModelError(f"{name} ({type(layer).__name__}) {refusal}")
 
@@ -177,19 +180,27 @@ def compress_layer(
     weight: QuantSpec | None,
     inputs: tuple[QuantSpec, ...],
     output: QuantSpec | None,
+    *,
+    positions: Tensor | None = None,
 ) -> None:
-    """Give a layer that `check_layer` accepts a mask and quantizers, by changing its class in place."""
+    """Give a layer that `check_layer` accepts a mask and quantizers, by changing its class in place; with `positions`
+    (a form of `compress.positions`) it becomes compact and keeps the weights there."""
     device = next(layer.parameters(), torch.empty(0)).device
-    layer.__class__ = _COMPRESSED[type(layer)]
-    if isinstance(layer, CompressedLinear | CompressedEmbedding):
+    if positions is None:
+        layer.__class__ = _COMPRESSED[type(layer)]
+    else:
+        assert isinstance(layer, nn.Linear), "only linear layers become compact"
+        make_compact(layer, positions)
+    if isinstance(layer, CompressedLayer):
         # The shape comes from the layer: under ZeRO-3 the weight itself has none outside forward.
-        if isinstance(layer, CompressedLinear):
+        if not isinstance(layer, CompressedEmbedding):
             shape = (layer.out_features, layer.in_features)
             layer.input_quantizer = ActivationQuantizer(inputs[0], context, device=device) if inputs else None
         else:
             shape = (layer.num_embeddings, layer.embedding_dim)
-        layer.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device) if mask else None)
-        layer.register_buffer("mask_captured", torch.zeros((), dtype=torch.bool, device=device) if mask else None)
+        if not isinstance(layer, CompactLinear):
+            layer.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device) if mask else None)
+            layer.register_buffer("mask_captured", torch.zeros((), dtype=torch.bool, device=device) if mask else None)
         channels = None if weight is None or weight.channel_axis is None else shape[weight.channel_axis]
         layer.weight_quantizer = WeightQuantizer(weight, context, channels, device) if weight else None
         layer.output_quantizer = ActivationQuantizer(output, context, device=device) if output else None
@@ -198,8 +209,12 @@ def compress_layer(
 
 
 def restore_layer(layer: nn.Module) -> None:
-    """Undo `compress_layer`: the plain class, without masks and quantizers; the stored weight is left as it is."""
-    layer.__class__ = _PLAIN[type(layer)]
+    """Undo `compress_layer`: the plain class, without masks and quantizers; the stored weight is left as it is, and whole
+    again where it was compact."""
+    if isinstance(layer, CompactLinear):
+        make_whole(layer)
+    else:
+        layer.__class__ = _PLAIN[type(layer)]
     for name in ("mask", "mask_captured", "weight_quantizer", "input_quantizer", "output_quantizer"):
         if hasattr(layer, name):
             delattr(layer, name)
@@ -214,16 +229,12 @@ def is_compressed(layer: nn.Module) -> bool:
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     """Every layer whose weight is masked or fake-quantized, by module name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, CompressedLinear | CompressedEmbedding)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
 
 
 def effective_weight(module: nn.Module) -> Tensor:
     """What a layer multiplies with: its weight, masked and fake-quantized as far as these are on."""
-    if isinstance(module, CompressedLinear | CompressedEmbedding):
+    if isinstance(module, CompressedLayer):
         return module.effective_weight()
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -236,12 +247,19 @@ def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _refusal(
-    layer: nn.Module, mask: bool, weight: QuantSpec | None, inputs: tuple[QuantSpec, ...], output: QuantSpec | None
+    layer: nn.Module,
+    mask: bool,
+    weight: QuantSpec | None,
+    inputs: tuple[QuantSpec, ...],
+    output: QuantSpec | None,
+    compact: bool,
 ) -> str | None:
     if is_compressed(layer):
         return "is compressed already; fold the model before installing another plan"
     if type(layer) not in _COMPRESSED:
         return "cannot be masked or quantized; nn.Linear and nn.Embedding can, leave it out of the recipe's targets"
+    if compact and not (mask and isinstance(layer, nn.Linear)):
+        return "cannot be compact: only nn.Linear can, with a mask"
     if isinstance(layer, nn.LayerNorm) and (mask or weight or inputs):
         return "can have its output quantized, not its weight or input"
     if isinstance(layer, nn.Embedding) and inputs:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.compress.attention import MATMULS, self_attention_modules
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.layers import (
+    CompressedLayer,
     QuantizedMatMul,
     check_layer,
     compress_layer,
@@ -21,6 +23,8 @@ from sparse_accel.compress.layers import (
     is_compressed,
     restore_layer,
 )
+from sparse_accel.compress.masks import nonzero_mask
+from sparse_accel.compress.positions import mask_of, pack_positions
 from sparse_accel.compress.ranges import ObservationContext, Phase, quantization_state, quantizers, set_phase
 from sparse_accel.errors import ModelError, RecipeError, suggestion
 
@@ -44,9 +48,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Compression:
-    """What one module gets. An attention product has two inputs and an output, a layer at most one of each."""
+    """What one module gets. An attention product has two inputs and an output, a layer at most one of each.
+
+    `compact` stores of a masked weight what it keeps; it says how a run holds the mask, not what the model is.
+    """
 
     mask: bool = False
+    compact: bool = False
     weight: QuantSpec | None = None
     inputs: tuple[QuantSpec, ...] = ()
     output: QuantSpec | None = None
@@ -63,7 +71,7 @@ class Compression:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is absent is left out."""
-        data: dict[str, Any] = {"mask": True} if self.mask else {}
+        data: dict[str, Any] = {name: True for name in ("mask", "compact") if getattr(self, name)}
         if self.weight is not None:
             data["weight"] = self.weight.to_json()
         if self.inputs:
@@ -75,13 +83,16 @@ class Compression:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Compression:
         """The inverse of `to_json`. Raises ModelError for what it does not know."""
-        known = ("mask", "weight", "inputs", "output")
+        known = ("mask", "compact", "weight", "inputs", "output")
         for name in data:
             if name not in known:
                 raise ModelError(f"a compression plan has no entry {name!r}{suggestion(name, known)}")
+        if data.get("compact") and not data.get("mask"):
+            raise ModelError("a weight is compact without a mask")
         weight, output = data.get("weight"), data.get("output")
         return cls(
             mask=bool(data.get("mask", False)),
+            compact=bool(data.get("compact", False)),
             weight=None if weight is None else QuantSpec.from_json(weight),
             inputs=tuple(QuantSpec.from_json(spec) for spec in data.get("inputs", ())),
             output=None if output is None else QuantSpec.from_json(output),
@@ -95,15 +106,32 @@ class CompressionPlan:
         self.modules: dict[str, Compression] = dict(modules or {})
         # Who asked for which masks: needed while a recipe runs, meaningless in a file.
         self._owners: dict[Hashable, dict[str, None]] = {}
+        # Whether all who asked for a module's mask hold it from the first step to the last.
+        self._lasting: dict[str, bool] = {}
 
-    def add_mask(self, module_name: str, owner: Hashable) -> None:
-        """Plan a mask for a module's weight; `owner` finds it again through `masked_by`."""
+    def add_mask(self, module_name: str, owner: Hashable, *, lasting: bool = False) -> None:
+        """Plan a mask for a module's weight; `owner` finds it again through `masked_by`. `lasting` is for one that does
+        not change from the first step to the last."""
         self.modules[module_name] = replace(self.modules.get(module_name, Compression()), mask=True)
         self._owners.setdefault(owner, {})[module_name] = None
+        self._lasting[module_name] = lasting and self._lasting.get(module_name, True)
 
     def masked_by(self, owner: Hashable) -> tuple[str, ...]:
         """The modules whose masks `owner` asked for, in that order."""
         return tuple(self._owners.get(owner, ()))
+
+    def mask_is_lasting(self, module_name: str) -> bool:
+        """Whether a module's mask is known to hold, unchanged, from the first step to the last."""
+        return self._lasting.get(module_name, False)
+
+    def make_compact(self, module_name: str) -> None:
+        """Plan to store of a masked weight what its mask keeps. Raises RecipeError for a mask that may change."""
+        if not self.mask_is_lasting(module_name):
+            raise RecipeError(
+                f"the weight of {module_name} cannot be stored compact: its mask does not hold from the first step to the "
+                "last; let its modifier start at epoch 0 and end at -1"
+            )
+        self.modules[module_name] = replace(self.modules[module_name], compact=True)
 
     def add_quantization(
         self,
@@ -117,6 +145,10 @@ class CompressionPlan:
         if present.is_quantized:
             raise RecipeError(f"module {module_name} is quantized twice; let one QuantizationModifier name it")
         self.modules[module_name] = replace(present, weight=weight, inputs=inputs, output=output)
+
+    def with_whole_weights(self) -> CompressionPlan:
+        """The plan with no weight compact: what is published, since that is a matter of the run."""
+        return CompressionPlan({name: replace(c, compact=False) for name, c in self.modules.items()})
 
     def masks_only(self) -> CompressionPlan:
         """The plan without its quantizers: what holds before quantization begins."""
@@ -165,15 +197,25 @@ class CompressionPlan:
     __hash__ = None  # type: ignore[assignment]  # a plan changes while a recipe is read
 
     def __repr__(self) -> str:
-        masks = sum(c.mask for c in self.modules.values())
-        return f"CompressionPlan({masks} masks, {self.num_quantizers} quantizers)"
+        masks, compact = (sum(getattr(c, name) for c in self.modules.values()) for name in ("mask", "compact"))
+        stored = f" ({compact} compact)" if compact else ""
+        return f"CompressionPlan({masks} masks{stored}, {self.num_quantizers} quantizers)"
 
 
-def install(model: nn.Module, plan: CompressionPlan, *, observe_padding: bool = False) -> None:
-    """Give the modules of `model` what the plan says, in place and before it is sharded; parameter names stay.
+def install(
+    model: nn.Module,
+    plan: CompressionPlan,
+    *,
+    observe_padding: bool = False,
+    positions: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give the modules of `model` what the plan says, in place and before it is sharded; parameter names stay, but for
+    compact weights: there `weight` becomes `values`.
 
     Quantizers start OFF and masks unrequested: the model computes what it did. Ranges leave padded tokens out (by the
-    forward's `attention_mask` [batch, length]) unless `observe_padding`. Raises ModelError for a module that the model
+    forward's `attention_mask` [batch, length]) unless `observe_padding`. A compact weight keeps what is not zero, or where
+    `positions` names its module, what stands there: a mask (bool [out_features, in_features]) or a form of
+    `compress.positions`, for a process that does not have the weights. Raises ModelError for a module that the model
     lacks, that cannot be compressed, or whose weight is shared with one that is planned otherwise; nothing is changed
     then.
     """
@@ -189,10 +231,21 @@ def install(model: nn.Module, plan: CompressionPlan, *, observe_padding: bool = 
     for name, compression in plan.modules.items():
         if name in modules:
             check_layer(
-                name, modules[name], compression.mask, compression.weight, compression.inputs, compression.output
+                name,
+                modules[name],
+                compression.mask,
+                compression.weight,
+                compression.inputs,
+                compression.output,
+                compact=compression.compact,
             )
         elif compression.mask or compression.weight or len(compression.inputs) != 2:
             raise ModelError(f"{name} is a product of two activations: it has two input specs, no mask and no weight")
+    kept = {
+        name: _kept_positions(name, modules[name], (positions or {}).get(name))
+        for name, compression in plan.modules.items()
+        if compression.compact
+    }
     context = ObservationContext(observe_padding)
     for name, compression in plan.modules.items():
         if name not in modules:
@@ -202,21 +255,31 @@ def install(model: nn.Module, plan: CompressionPlan, *, observe_padding: bool = 
             modules[attention].add_module(product, QuantizedMatMul(left, right, compression.output, context, device))
         elif not is_compressed(modules[name]):  # one module may have two names
             compress_layer(
-                modules[name], context, compression.mask, compression.weight, compression.inputs, compression.output
+                modules[name],
+                context,
+                compression.mask,
+                compression.weight,
+                compression.inputs,
+                compression.output,
+                positions=kept.get(name),
             )
     if plan.num_quantizers:
         model.register_forward_pre_hook(context, with_kwargs=True)
 
 
 def fold(model: nn.Module, *, bake_quantization: bool = False) -> None:
-    """Take the machinery off: plain modules and their own parameter names again, zeros written where masks hold.
+    """Take the machinery off: plain modules, whole weights and their own parameter names again, zeros written where masks
+    hold.
 
     Weights stay float; `quantization_state`, taken before, holds the ranges and scales. `bake_quantization` writes the
     fake-quantized weight instead. For a whole model on one device, not a sharded one.
     """
     with torch.no_grad():
         for layer in compressed_layers(model).values():
-            layer.weight.copy_(layer.effective_weight() if bake_quantization else layer.masked_weight())
+            weight = layer.effective_weight() if bake_quantization else layer.masked_weight()
+            if isinstance(layer, CompactLinear):
+                restore_layer(layer)
+            layer.weight.copy_(weight)
     for module in list(model.modules()):
         if is_compressed(module):
             restore_layer(module)
@@ -236,13 +299,14 @@ def needs_quantized_attention(plan: CompressionPlan) -> bool:
 def prunable_parameters(model: nn.Module) -> list[str]:
     """Names that `__ALL_PRUNABLE__` stands for: `.weight` of Linear, ConvNd and GPT-style Conv1D, in module order.
 
-    Embeddings are left out, and so is a layer whose weight is an embedding's (the tied decoder of a language model).
+    Embeddings are left out, and so is a layer whose weight is an embedding's (the tied decoder of a language model). A
+    compact weight goes by the name that it has when it is whole.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
-        if _is_prunable(module) and id(module.weight) not in tables
+        if _is_prunable(module) and (isinstance(module, CompactLinear) or id(module.weight) not in tables)
     ]
 
 
@@ -250,21 +314,32 @@ def request_masks(model: nn.Module, names: Iterable[str], request: str | None) -
     """Say which masks hold from the next forward on, for the modules `names`.
 
     "nonzero" holds the zeros that a weight had when first asked, None releases them. Raises ModelError for a module
-    without a mask.
+    without a mask, and for a release where the weight is compact: there is nothing of its zeros that could grow.
     """
     if request not in (None, "nonzero"):
         raise ValueError(f'a mask request is "nonzero" or None, got {request!r}')
-    masked = {name: layer for name, layer in compressed_layers(model).items() if layer.mask is not None}
+    masked = {
+        name: layer
+        for name, layer in compressed_layers(model).items()
+        if isinstance(layer, CompactLinear) or layer.mask is not None
+    }
     for name in names:
-        if name not in masked:
+        layer = masked.get(name)
+        if layer is None:
             raise ModelError(f"module {name!r} has no mask{suggestion(name, masked)}")
-        masked[name].mask_request = request
+        if not isinstance(layer, CompactLinear):
+            layer.mask_request = request
+        elif request is None:
+            raise ModelError(
+                f"the mask of {name!r} cannot be released: its weight is compact, and its zeros are not stored"
+            )
 
 
 def copy_requests(source: nn.Module, target: nn.Module) -> None:
     """Let masks and quantizers of `target` do what those of `source`, a model with the same plan, do now."""
     for name, layer in compressed_layers(source).items():
-        target.get_submodule(name).mask_request = layer.mask_request  # type: ignore[assignment]
+        if not isinstance(layer, CompactLinear):  # which holds its zeros always
+            target.get_submodule(name).mask_request = layer.mask_request  # type: ignore[assignment]
     for name, quantizer in quantizers(source).items():
         target.get_submodule(name).phase = quantizer.phase  # type: ignore[assignment]
 
@@ -273,18 +348,24 @@ def check_masks(model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | Non
     """For each module whose mask holds now: how many stored weights under it are not zero. More than 0 is a broken
     promise.
 
-    `parameters` are the model's, by name and whole, one at a time, where its own are parts. Waits for the device once.
+    `parameters` are the model's, by name and whole, one at a time, where its own are parts. A compact weight stores no
+    zeros; there it is how many values have no place, or places no value. Waits for the device once.
     """
-    held = {
-        f"{name}.weight": layer
-        for name, layer in compressed_layers(model).items()
-        if layer.mask is not None and layer.mask_request is not None and layer.captured
-    }
-    counts = {}
-    for name, weight in parameters or ((name, layer.weight) for name, layer in held.items()):
-        layer = held.get(name)
-        if layer is not None and layer.mask is not None:
-            counts[name.removesuffix(".weight")] = ((weight != 0) & ~layer.mask).sum()
+    counts: dict[str, Tensor] = {}
+    held: dict[str, CompressedLayer] = {}
+    for name, layer in compressed_layers(model).items():
+        if isinstance(layer, CompactLinear):
+            # Outside forward ZeRO-3 has no values here, and nothing is to be counted.
+            stray = abs(layer.values.numel() - layer.num_values) if layer.values.numel() else 0
+            counts[name] = torch.tensor(stray, device=layer.positions.device)
+        elif layer.mask is not None and layer.mask_request is not None and layer.captured:
+            held[f"{name}.weight"] = layer
+    if parameters is None:
+        parameters = ((name, layer.weight) for name, layer in held.items())
+    for name, weight in parameters if held else ():
+        masked = held.get(name)
+        if masked is not None and masked.mask is not None:
+            counts[name.removesuffix(".weight")] = ((weight != 0) & ~masked.mask).sum()
     return dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
 
 
@@ -292,6 +373,22 @@ def _is_prunable(module: nn.Module) -> bool:
     # Conv1D is told by its name: its class belongs to a library that this layer does not import.
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return isinstance(module, kinds) or type(module).__name__ == "Conv1D"
+
+
+def _kept_positions(name: str, layer: nn.Module, given: Tensor | None) -> Tensor:
+    """Where the weight of a linear layer is kept: as `given`, else where it is not zero."""
+    assert isinstance(layer, nn.Linear), "check_layer lets no other be compact"
+    shape = (layer.out_features, layer.in_features)
+    if not layer.weight.is_meta and layer.weight.shape != shape:
+        raise ModelError(
+            f"{name}: its weight is sharded already ({list(layer.weight.shape)} is here of {list(shape)}); a plan with compact "
+            "weights is installed before"
+        )
+    if given is None:
+        if layer.weight.is_meta:
+            raise ModelError(f"{name}: its weight is not on this process, so that its positions must be given")
+        return pack_positions(nonzero_mask(layer.weight))
+    return pack_positions(mask_of(name, given, shape))
 
 
 def _refuse_shared_weights(modules: Mapping[str, nn.Module], plan: CompressionPlan) -> None:
@@ -303,8 +400,10 @@ def _refuse_shared_weights(modules: Mapping[str, nn.Module], plan: CompressionPl
             continue
         other = first_name.setdefault(id(weight), name)
         mine, theirs = plan.modules.get(name, Compression()), plan.modules.get(other, Compression())
+        if modules[other] is not module and (mine.compact or theirs.compact):
+            raise ModelError(f"{other} and {name} share one weight, which therefore cannot be compact")
         both = mine.weight is not None and theirs.weight is not None
-        if mine.mask != theirs.mask or (both and mine.weight != theirs.weight):
+        if (mine.mask, mine.compact) != (theirs.mask, theirs.compact) or (both and mine.weight != theirs.weight):
             raise ModelError(
                 f"{other} and {name} share one weight, but the recipe masks or quantizes them differently; "
                 "name both or neither"

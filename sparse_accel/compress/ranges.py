@@ -103,8 +103,9 @@ class WeightQuantizer(Quantizer):
 
     observed_step: int | None = None
 
-    def observe(self, weight: Tensor) -> None:
-        """Let the range see the whole `weight`, if this forward is one that observes."""
+    def observe(self, weight: Tensor, *, and_zeros: bool = False) -> None:
+        """Let the range see the whole `weight`, if this forward is one that observes; `and_zeros` for one that is the
+        given entries and zeros."""
         due = self.calibrating or (self.training and self.phase is Phase.OBSERVE)
         if not due or self.observed_step == self.context.step:
             return
@@ -112,6 +113,8 @@ class WeightQuantizer(Quantizer):
         with torch.no_grad():
             if self.spec.channel_axis is None:
                 low, high = torch.aminmax(weight.detach())
+                if and_zeros:
+                    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
             else:
                 others = [dim for dim in range(weight.dim()) if dim != self.spec.channel_axis]
                 low, high = weight.detach().amin(others), weight.detach().amax(others)

@@ -530,7 +530,7 @@ def _read_ranges(folder: Path) -> dict[str, Tensor]:
 def _read_plain(folder: Path) -> tuple[dict[str, Tensor], int]:
     """The tensors of a folder's plain weights, whole or in shards, and the bytes of their files."""
     weights = next(folder / name for name in WEIGHT_FILES if (folder / name).is_file())
-    files = [weights] if weights.suffix != ".json" else _shards(weights)
+    files = [weights] if weights.suffix != ".json" else shards(weights)
     state: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -546,7 +546,8 @@ def _read_plain(folder: Path) -> tuple[dict[str, Tensor], int]:
     return state, sum(file.stat().st_size for file in files)
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
+    """The weight files that an index names. Raises ModelError when it is none, or one of them is missing."""
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -75,11 +75,12 @@ def open_trained(folder: str | Path, task: Task, hub: HubOptions = HUB_DEFAULTS)
 
 
 def trained_plan(folder: str) -> CompressionPlan | None:
-    """The plan of a folder that brings its quantizers' ranges, so that it is evaluated as it was trained."""
+    """The plan of a folder that brings its quantizers' ranges, so that it is evaluated as it was trained; weights are
+    whole in it, however the run stored them."""
     path = Path(folder)
     if not (path / RANGES_FILE).is_file() or not (path / PLAN_FILE).is_file():
         return None
-    return CompressionPlan.load(path / PLAN_FILE)
+    return CompressionPlan.load(path / PLAN_FILE).with_whole_weights()
 
 
 def load_ranges(folder: str, model: Any) -> None:

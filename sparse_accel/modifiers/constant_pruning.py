@@ -54,8 +54,9 @@ class ConstantPruningModifier(Modifier):
                     "only the weights of linear layers and embeddings can"
                 )
             chosen.update(maskable.intersection(found))
+        lasting = self.interval.start <= 0.0 and self.end_epoch is None
         for name in (name for name, _ in model.named_parameters() if name in chosen):
-            plan.add_mask(name.removesuffix(".weight"), owner=self)
+            plan.add_mask(name.removesuffix(".weight"), owner=self, lasting=lasting)
 
     def on_step_start(self, session: Session, clock: Clock) -> None:
         if not clock.has_reached(self.interval.start):

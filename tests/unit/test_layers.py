@@ -11,8 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.compress.attention import quantized_attention, self_attention_modules
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, scale_and_zero_point
-from sparse_accel.compress.layers import CompressedEmbedding, CompressedLinear, compressed_layers, effective_weight
+from sparse_accel.compress.layers import (
+    CompressedEmbedding,
+    CompressedLinear,
+    compressed_layers,
+    effective_weight,
+    restore_layer,
+)
 from sparse_accel.compress.plan import CompressionPlan, check_masks, install, prunable_parameters, request_masks
 from sparse_accel.compress.ranges import Phase, begin_step, calibrating, end_calibration, end_step, set_phase
 from tests.unit.qat_bert import alone, batch, bert, tutorial_plan
@@ -188,6 +195,31 @@ def test_compression_keeps_parameters_and_other_attributes() -> None:
         f"bert.encoder.layer.0.attention.self.{product}"
         for product in ("attention_scores_matmul", "context_layer_matmul")
     }
+
+
+def test_a_compact_layer_keeps_its_bias_and_hooks_and_is_restored_with_the_weight_that_it_has_then() -> None:
+    model, seen = linear(), []
+    bias, pruned = model[0].bias, model[0].weight == 0
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    plan = CompressionPlan()
+    plan.add_mask("0", "test", lasting=True)
+    plan.make_compact("0")
+    install(model, plan)
+    assert type(model[0]) is CompactLinear
+    steps = OPTIMIZERS["adamw with decay"](model)
+    for _ in range(3):
+        model(torch.randn(2, 6)).square().sum().backward()
+        steps.step()
+        steps.zero_grad()
+    trained = model[0].effective_weight().detach()
+    restore_layer(model[0])
+    assert type(model[0]) is nn.Linear
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
+    assert model[0].bias is bias
+    assert torch.equal(model[0].weight, trained)
+    assert (trained[pruned] == 0).all()
+    assert (trained[~pruned] != linear()[0].weight[~pruned]).all()
+    assert len(seen) == 3
 
 
 def attention_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:

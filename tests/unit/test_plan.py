@@ -54,6 +54,25 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert '"bert.encoder.layer.0.attention.self.query"' in (tmp_path / "plan.json").read_text()
 
 
+def test_compact_weights_are_in_the_file_of_a_run_and_not_in_what_it_publishes(tmp_path: Path) -> None:
+    plan = CompressionPlan()
+    for name in ("a", "b"):
+        plan.add_mask(name, "test", lasting=True)
+    plan.add_quantization("a", WEIGHT)
+    plan.make_compact("a")
+    plan.save(tmp_path / "plan.json")
+    loaded = CompressionPlan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert (loaded.modules["a"].compact, loaded.modules["b"].compact) == (True, False)
+    assert repr(loaded) == "CompressionPlan(2 masks (1 compact), 1 quantizers)"
+    published = plan.with_whole_weights()
+    assert "compact" not in str(published.to_json())
+    assert published.modules["a"].weight == WEIGHT
+    assert not any(compression.compact for compression in plan.masks_only().modules.values())
+    (tmp_path / "old.json").write_text('{"format": 1, "modules": {"a": {"mask": true}}}')
+    assert not CompressionPlan.load(tmp_path / "old.json").modules["a"].compact
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -62,6 +81,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
         ('{"format": 99, "modules": {}}', "format is 99"),
         ('{"format": 1, "modules": {"a": {"masked": true}}}', "no entry 'masked'; did you mean 'mask'"),
         ('{"format": 1, "modules": {"a": {"weight": {"bits": 99}}}}', "2 to 16 bits"),
+        ('{"format": 1, "modules": {"a": {"compact": true}}}', "compact without a mask"),
         ('{"format": 1, "modules": {"a": 3}}', "entry of 'a' is not a mapping"),
     ],
 )
@@ -124,6 +144,15 @@ def test_what_cannot_be_installed_is_refused_and_leaves_the_model_alone(
         install(model, plan)
     assert type(model.bert.encoder.layer[0].intermediate.dense) is nn.Linear
     assert list(model.state_dict()) == list(bert().state_dict())
+
+
+@pytest.mark.parametrize("name", ["bert.embeddings.word_embeddings", "bert.embeddings.LayerNorm"])
+def test_only_linear_layers_become_compact(name: str) -> None:
+    model, plan = bert(), CompressionPlan()
+    plan.add_mask(name, "test", lasting=True)
+    plan.make_compact(name)
+    with pytest.raises(ModelError, match=rf"{name} \(\w+\) cannot be compact: only nn.Linear can"):
+        install(model, plan)
 
 
 def test_a_plan_cannot_be_installed_twice() -> None:
