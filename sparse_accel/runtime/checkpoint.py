@@ -262,7 +262,9 @@ def load(session: Session, checkpoint: Path, last_step: int, *, reset_optimizer:
     document = on_main(accelerator, lambda: read_document(checkpoint))
     load_model(session, checkpoint)
     if not reset_optimizer:
-        moments = _read(checkpoint / "optimizer.safetensors", accelerator)
+        moments = gathering.as_stored(
+            session.module, _read(checkpoint / "optimizer.safetensors", accelerator), checkpoint
+        )
         session.backend.put_optimizer(session.module, session.optimizer, moments)
     if accelerator.scaler is not None and document["loss_scaler"] is not None:
         accelerator.scaler.load_state_dict(document["loss_scaler"])
@@ -313,7 +315,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def load_model(session: Session, checkpoint: Path) -> None:
     """Load the model's whole state; every key must be there. Raises OutputError otherwise."""
-    gathering.put_state(session, _read(checkpoint / "model.safetensors", session.accelerator), checkpoint)
+    tensors = _read(checkpoint / "model.safetensors", session.accelerator)
+    gathering.put_state(session, gathering.as_stored(session.module, tensors, checkpoint), checkpoint)
 
 
 def _new_seed(seed: int, rank: int, step: int) -> int:

@@ -89,7 +89,7 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     }
     fold(module)
     # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
-    plan = session.plan if ranges else session.plan.masks_only()
+    plan = (session.plan if ranges else session.plan.masks_only()).with_whole_weights()
     census = Census.of(module, plan)
     card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
     outputs.publish(

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
+from sparse_accel.compress.compact_state import compact_state, dense_state
+from sparse_accel.compress.layers import compressed_layers
 from sparse_accel.compress.plan import copy_requests
-from sparse_accel.errors import OutputError
+from sparse_accel.errors import ModelError, OutputError
 from sparse_accel.session import Session
 
 
@@ -55,6 +58,21 @@ def put_state(session: Session, tensors: Mapping[str, Tensor], source: Path) -> 
     # Not only their numbers: modules that load forget what they knew of the old ones.
     buffers = {key: tensors[key] for key, value in state.items() if id(value) not in names}
     module.load_state_dict(buffers, strict=False)
+
+
+def as_stored(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> Mapping[str, Tensor]:
+    """Saved tensors of a model or its optimizer in the form in which `module` stores its masked weights: compact ones
+    become whole, whole ones compact, to the bit. Raises OutputError for zeros that are not those of `module`."""
+    compact = {
+        f"{name}.values" for name, layer in compressed_layers(module).items() if isinstance(layer, CompactLinear)
+    }
+    saved = {key.partition("/")[0] for key in tensors}
+    if {name for name in saved if name.endswith(".values")} == compact:
+        return tensors
+    try:
+        return compact_state(module, dense_state(module, tensors))
+    except ModelError as error:
+        raise OutputError(f"{source}: {error}") from error
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:

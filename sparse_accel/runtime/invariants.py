@@ -11,6 +11,7 @@ import zlib
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.layers import compressed_layers
 from sparse_accel.compress.plan import check_masks
 from sparse_accel.compress.ranges import quantizers
@@ -70,11 +71,11 @@ def require_finite(session: Session, state: TrainState) -> None:
 
 def checksums(module: nn.Module) -> dict[str, int]:
     """A checksum of each mask, by layer, and of each quantizer's range; reads the device."""
-    found = {
-        f"the mask of {name}": _checksum(layer.mask)
-        for name, layer in compressed_layers(module).items()
-        if layer.mask is not None
-    }
+    found = {}
+    for name, layer in compressed_layers(module).items():
+        mask = layer.positions if isinstance(layer, CompactLinear) else layer.mask
+        if mask is not None:
+            found[f"the mask of {name}"] = _checksum(mask)
     return found | {
         f"the range of {name}": _checksum(*(buffer for _, buffer in quantizer.named_buffers(recurse=False)))
         for name, quantizer in quantizers(module).items()

@@ -103,6 +103,7 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     if options.recipe is None:
         for name in ("recipe_args", "one_shot", "distill_include_padding", "observe_padding"):
             _refuse(bool(getattr(options, name)), f"--{name}: needs --recipe")
+        _refuse(options.sparse_storage == "compact", "--sparse_storage compact: needs a --recipe that holds zeros")
         _refuse(
             options.distill_teacher not in (None, "disable"),
             "--distill_teacher: needs a --recipe with a DistillationModifier, which says how strong and how warm",
@@ -120,7 +121,7 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
         options.num_calibration_steps is not None and not options.one_shot,
         "--num_calibration_steps: needs --one_shot; in a training run quantization takes its ranges from training",
     )
-    for name in ("eval_strategy", "load_best_model_at_end", "resume_from_checkpoint", "max_steps"):
+    for name in ("eval_strategy", "load_best_model_at_end", "resume_from_checkpoint", "max_steps", "sparse_storage"):
         _refuse(options.one_shot and name in changed, f"--{name}: has no effect with --one_shot, which does not train")
 
 

@@ -361,6 +361,15 @@ class TrainOptions:
     disable_tqdm: bool = _option("Plain lines instead of a progress bar.", GROUP_LOGGING, False, shapes_weights=False)
 
     # ---- precision and machine
+    sparse_storage: str = _option(
+        "How masked weights are stored while training. compact: only those that are kept, so that gradients, optimizer and"
+        " checkpoints shrink with them; masked: all, with a mask. auto: compact where the zeros hold from the first step to"
+        " the last and are half of a layer or more. The trained weights are the same.",
+        GROUP_MACHINE,
+        "auto",
+        choices=("auto", "masked", "compact"),
+        shapes_weights=False,
+    )
     fp16: bool = _option("Mixed precision in float16; needs a GPU.", GROUP_MACHINE, False)
     bf16: bool = _option("Mixed precision in bfloat16.", GROUP_MACHINE, False)
     fp16_full_eval: bool = _option(

@@ -148,11 +148,13 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, 
     plan = setup.plan_compression(recipe, model)
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
     plan = trained or plan
+    positions, storage_notes = setup.choose_storage(options, model, plan, accelerator)
     setup.choose_attention(model, plan, accelerator.device)
-    install(model, plan, observe_padding=options.observe_padding)
+    install(model, plan, observe_padding=options.observe_padding, positions=positions)
     if trained is not None:
         load_ranges(options.model_name_or_path, model)
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
+    notes += storage_notes
     return Parts(task, tokenizer, model, data, teacher, plan, census, notes)
 
 

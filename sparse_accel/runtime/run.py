@@ -25,6 +25,7 @@ from sparse_accel.timeline import Clock
 def train(options: TrainOptions) -> None:
     """Carry out a `train` command. Raises SparseAccelError for everything that the user can put right."""
     quiet_libraries()
+    options = setup.as_launched(options)
     accelerator, backend = setup.start_accelerator(options)
     screen = tracking.Screen(Console(), is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
     run = prepare(options, accelerator, backend, screen)

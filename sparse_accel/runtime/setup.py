@@ -15,10 +15,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
+from sparse_accel.compress.layers import compressed_layers, effective_weight
+from sparse_accel.compress.masks import nonzero_mask
 from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized_attention
+from sparse_accel.compress.positions import pack_positions
+from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
 from sparse_accel.folders.trained import use_own_attention
@@ -30,11 +40,20 @@ from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.backends import Backend, backend_of, recompute_activations, run_in_bf16
 from sparse_accel.runtime.batches import StepLoader, StepSampler
-from sparse_accel.runtime.launch import check_accumulation, check_environment, check_launch, mixed_precision
+from sparse_accel.runtime.deepspeed_launch import check_deepspeed, deepspeed_file, launch_environment
+from sparse_accel.runtime.launch import (
+    check_accumulation,
+    check_environment,
+    check_launch,
+    gradient_clipping,
+    mixed_precision,
+    process_group_error,
+)
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
 from sparse_accel.runtime.teachers.placing import place
+from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
 
@@ -52,6 +71,8 @@ def start_accelerator(options: TrainOptions) -> tuple[Accelerator, Backend]:
     """Join the process group and see that the processes are those that the launch asked for. Raises LaunchError."""
     environ = dict(os.environ)  # as the launcher left it: accelerate adds to it
     check_environment(environ)
+    file = deepspeed_file(environ)
+    environ = launch_environment(environ, file)
     check_accumulation(environ, options.gradient_accumulation_steps)
     has_accelerator = torch.accelerator.is_available()
     asks_for_deepspeed = environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
@@ -61,20 +82,30 @@ def start_accelerator(options: TrainOptions) -> tuple[Accelerator, Backend]:
     precision = mixed_precision(
         environ, fp16=options.fp16, bf16=options.bf16, device_type="cpu" if on_cpu or not has_accelerator else "cuda"
     )
+    if asks_for_deepspeed:
+        check_deepspeed(environ, file, precision)
     trackers = [name for name in options.report_to if name != "none"]
-    accelerator = Accelerator(
-        cpu=on_cpu,
+    settings: dict[str, Any] = {
+        "cpu": on_cpu,
         # DeepSpeed would keep its parameters in half precision; its backend lets autocast do what it does elsewhere.
-        mixed_precision="no" if asks_for_deepspeed else precision,
-        gradient_accumulation_steps=1,
-        log_with=trackers or None,
-        project_dir=options.logging_dir or os.path.join(options.output_dir, TRACKERS_FOLDER) if trackers else None,
-        kwargs_handlers=[
+        "mixed_precision": "no" if asks_for_deepspeed else precision,
+        # As a plugin: a number would be looked up in the launcher's variable, which may say `auto`.
+        "gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1),
+        "log_with": trackers or None,
+        "project_dir": options.logging_dir or os.path.join(options.output_dir, TRACKERS_FOLDER) if trackers else None,
+        "kwargs_handlers": [
             # Masks are equal on all ranks by construction, and ranges are synchronised by us, once a step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(seconds=options.ddp_timeout)),
         ],
-    )
+    }
+    try:
+        accelerator = Accelerator(**settings)
+    except (RuntimeError, OSError) as error:
+        known = process_group_error(error, environ)
+        if known is None:
+            raise
+        raise known from error
     # The launcher's accumulation would divide the loss a second time: a step's loss is normalised by its features.
     accelerator.gradient_accumulation_steps = 1
     check_launch(
@@ -91,6 +122,18 @@ def start_accelerator(options: TrainOptions) -> tuple[Accelerator, Backend]:
             "are (launch_configs/)"
         )
     return accelerator, backend_of(accelerator, precision)
+
+
+def as_launched(options: TrainOptions) -> TrainOptions:
+    """The options, with gradients clipped as the launch says where it says a number. Raises OptionError where a flag that
+    was given says another."""
+    environ = dict(os.environ)
+    norm = gradient_clipping(
+        launch_environment(environ, deepspeed_file(environ)),
+        options.max_grad_norm,
+        is_explicit="max_grad_norm" in options.explicit,
+    )
+    return replace(options, max_grad_norm=norm)
 
 
 def named_files(options: TrainOptions) -> dict[str, str]:
@@ -337,6 +380,27 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     return plan
 
 
+def choose_storage(
+    options: TrainOptions, model: nn.Module, plan: CompressionPlan, accelerator: Accelerator
+) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """Plan which weights are stored compact. Gives what is kept of them, where only the first rank has the weights to see
+    it, and notes for the user."""
+    if not options.do_train or options.one_shot:
+        return None, []
+    shares = loads_on_first_rank() and accelerator.num_processes > 1
+    zeros = on_main(accelerator, lambda: model_zeros(model)) if shares else model_zeros(model)
+    notes = compact_where_it_pays(plan, zeros, options.sparse_storage)
+    if not shares:
+        return None, notes
+    chosen = [name for name, compression in plan.modules.items() if compression.compact]
+
+    def kept() -> dict[str, Tensor]:
+        weights = {name: effective_weight(model.get_submodule(name)) for name in chosen}
+        return {name: pack_positions(nonzero_mask(weight.detach())) for name, weight in weights.items()}
+
+    return on_main(accelerator, kept), notes
+
+
 def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) -> None:
     """Our attention where the plan quantizes its products, and on a GPU. Raises RecipeError for a model that cannot have its
     attention quantized."""
@@ -437,12 +501,15 @@ def place_whole(model: Any, accelerator: Accelerator, backend: Backend) -> Any:
 def whole_model_builder(model: Any, plan: CompressionPlan) -> Callable[[], nn.Module]:
     """What makes a model like `model`, which carries `plan`, with numbers that mean nothing yet."""
     model_class, config = type(model), copy.deepcopy(model.config)
+    positions = {
+        name: layer.positions for name, layer in compressed_layers(model).items() if isinstance(layer, CompactLinear)
+    }
 
     def build() -> nn.Module:
         whole = model_class(config)
         if needs_quantized_attention(plan):
             use_own_attention(whole)
-        install(whole, plan)
+        install(whole, plan, positions=positions)
         return whole.eval()
 
     return build

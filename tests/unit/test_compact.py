@@ -32,7 +32,7 @@ from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.ranges import Phase, begin_step, calibrating, end_calibration, end_step, set_phase
 from sparse_accel.errors import ModelError
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
-from sparse_accel.runtime.checkpoint import load_optimizer, optimizer_tensors
+from sparse_accel.runtime.backends import PlainBackend
 from sparse_accel.runtime.setup import build_optimizer
 from tests.unit.qat_bert import alone, batch, bert, tutorial_plan
 
@@ -471,8 +471,8 @@ def test_weights_that_are_not_here_and_positions_that_do_not_fit_are_refused() -
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    session: Any = SimpleNamespace(module=model, optimizer=optimizer)
-    return copy.deepcopy(dict(model.state_dict())), copy.deepcopy(optimizer_tensors(session))
+    states = dict(PlainBackend(None, "no").whole_optimizer(model, optimizer))
+    return copy.deepcopy(dict(model.state_dict())), copy.deepcopy(states)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw fused", "sgd"])
@@ -488,8 +488,7 @@ def test_a_run_goes_on_with_the_other_storage_to_the_same_bits(to_compact: bool,
     convert = compact_state if to_compact else dense_state
     resumed.load_state_dict(convert(resumed, model_state))
     resumed_steps = OPTIMIZERS[optimizer](resumed)
-    session: Any = SimpleNamespace(module=resumed, optimizer=resumed_steps)
-    load_optimizer(session, convert(resumed, optimizer_state))
+    PlainBackend(None, "no").put_optimizer(resumed, resumed_steps, convert(resumed, optimizer_state))
     assert torch.equal(torch.stack(train(resumed, resumed_steps, range(5, 9))), torch.stack(expected))
     assert_same(weights(resumed), weights(start))
 

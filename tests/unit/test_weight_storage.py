@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from sparse_accel.compress.masks import magnitude_mask
@@ -15,7 +11,6 @@ from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import WeightZeros, compact_where_it_pays, model_zeros
 from sparse_accel.errors import ModelError, OptionError, RecipeError
-from sparse_accel.folders.zero_patterns import read_positions
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from tests.unit.qat_bert import bert
 
@@ -159,43 +154,3 @@ def test_zeros_are_those_of_given_positions_where_weights_are_not_here() -> None
     assert model_zeros(absent, masks) == expected
     assert model_zeros(absent, {name: pack_positions(mask) for name, mask in masks.items()}) == expected
     assert model_zeros(absent)["qa_outputs"].zeros == 0
-
-
-# --- patterns from files ----------------------------------------------------------------------------------------------
-
-
-def test_positions_are_read_from_a_file_and_from_shards(tmp_path: Path) -> None:
-    model = pruned_bert()
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    names = [f"{ENCODER}.output.dense", f"{ENCODER}.intermediate.dense", "qa_outputs", "a.new.head"]
-    save_file(state, tmp_path / "model.safetensors")
-    whole = read_positions(tmp_path / "model.safetensors", names)
-    assert sorted(whole) == sorted(names[:3])
-    for name, positions in whole.items():
-        assert torch.equal(positions, pack_positions(model.get_submodule(name).weight != 0))
-
-    halves = sorted(state)[::2], sorted(state)[1::2]
-    for number, keys in enumerate(halves):
-        save_file({key: state[key] for key in keys}, tmp_path / f"shard-{number}.safetensors")
-    index = {"weight_map": {key: f"shard-{number}.safetensors" for number, keys in enumerate(halves) for key in keys}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    sharded = read_positions(tmp_path / "model.safetensors.index.json", names)
-    assert sorted(sharded) == sorted(whole)
-    assert all(torch.equal(sharded[name], whole[name]) for name in whole)
-
-
-def test_a_bare_encoders_file_is_read_by_the_names_of_the_whole_model(tmp_path: Path) -> None:
-    model = pruned_bert()
-    save_file(dict(model.bert.state_dict()), tmp_path / "model.safetensors")
-    found = read_positions([tmp_path / "model.safetensors"], [f"{ENCODER}.output.dense"], base_model_prefix="bert")
-    assert torch.equal(
-        found[f"{ENCODER}.output.dense"], pack_positions(model.bert.encoder.layer[0].output.dense.weight != 0)
-    )
-
-
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=r"the zeros of .*model\.safetensors cannot be read"):
-        read_positions(tmp_path / "model.safetensors", ["a"])
-    with pytest.raises(ModelError, match=r"nowhere\.safetensors"):
-        read_positions(tmp_path / "nowhere.safetensors", ["a"])

@@ -36,8 +36,6 @@ class ZeroBackend:
             raise LaunchError(
                 "the launch asks for DeepSpeed with ZeRO stage 0, which is plain DDP; use launch_configs/ddp.yaml"
             )
-        if precision == "fp16":
-            raise LaunchError("float16 is not offered with DeepSpeed, use --bf16; under DDP and FSDP2 both are")
         _forget_zero3()
         _hush()
 
