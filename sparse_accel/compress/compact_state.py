@@ -26,9 +26,25 @@ def dense_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     Positions are those of `state`; where it has none (an optimizer's), those of `module`, which has loaded its own state
     before. Raises ModelError for positions that are not those of a compact `module`, or do not fit.
     """
-    layers = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, CompactLinear | CompressedLinear)
-    }
+    return _made_whole(
+        {name: layer for name, layer in module.named_modules() if isinstance(layer, CompactLinear | CompressedLinear)},
+        state,
+    )
+
+
+def fitting_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` as `module` loads it: each layer in the form that it has there, whichever it was saved in.
+
+    Raises ModelError as `dense_state` and `compact_state`.
+    """
+    masked = {name: layer for name, layer in module.named_modules() if isinstance(layer, CompressedLinear)}
+    return compact_state(module, _made_whole(masked, state))
+
+
+def _made_whole(
+    layers: Mapping[str, CompactLinear | CompressedLinear], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`state` with what it holds of `layers` in the form of masked ones."""
     converted: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name, part, entry = _split(key)

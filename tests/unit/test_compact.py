@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.compact import CompactLinear, padded
-from sparse_accel.compress.compact_state import compact_state, dense_state
+from sparse_accel.compress.compact_state import compact_state, dense_state, fitting_state
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.layers import CompressedEmbedding, CompressedLinear, compressed_layers, effective_weight
 from sparse_accel.compress.masks import magnitude_mask
@@ -507,6 +507,24 @@ def test_states_come_back_from_the_way_over_the_other_storage() -> None:
             assert torch.equal(back[key], state[key]), key
         assert set(compact_state(model, state)) == set(state)  # what is compact stays so
         assert set(dense_state(model, whole)) == set(whole)
+
+
+def test_a_model_of_both_kinds_loads_what_either_has_saved() -> None:
+    plan = layer_plan(compact=False)
+    plan.make_compact("2")
+    mixed = layers()
+    install(mixed, plan)
+    for compact in (False, True):
+        saved = installed(compact=compact)
+        optimizer = OPTIMIZERS["adamw"](saved)
+        train(saved, optimizer, range(3))
+        model_state, optimizer_state = state_of(saved, optimizer)
+        mixed.load_state_dict(fitting_state(mixed, model_state))
+        assert_same(weights(mixed), weights(saved))
+        moments = fitting_state(mixed, optimizer_state)
+        assert {"0.weight/exp_avg", "2.values/exp_avg", "2.values/step"} < set(moments)
+        assert moments["0.weight/exp_avg"].shape == (29, 32)
+        assert moments["2.values/exp_avg"].shape == (96,)
 
 
 def test_a_dense_state_is_that_of_a_masked_model() -> None:
