@@ -15,6 +15,10 @@ WEIGHT_FILES: Final = (
     "pytorch_model.bin.index.json",
 )
 
+# Where a checkpoint keeps weights of which only those that a mask keeps are stored. By this name no other program takes
+# them for a model's.
+COMPACT_FILE: Final = "model.compact.safetensors"
+
 
 def check_source(source: str, where: str, *, weights: bool) -> None:
     """Refuse a model, config or tokenizer that cannot be one: a `zoo:` stub, a missing or an empty folder. A bare name
@@ -35,6 +39,11 @@ def check_source(source: str, where: str, *, weights: bool) -> None:
         raise ModelError(f"{where}: is a file; expected a model folder (config.json, weights, tokenizer): {source}")
     if weights and not (folder / "config.json").is_file():
         raise ModelError(f"{where}: {source} has no config.json, so it is not a model folder{_inner_models(folder)}")
+    if weights and (folder / COMPACT_FILE).is_file():
+        raise ModelError(
+            f"{where}: {source} is a checkpoint that stores compact weights, which only the command that wrote it goes on from; "
+            "take the finished run's folder, or train with --sparse_storage masked, whose checkpoints open as models"
+        )
     if weights and not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ModelError(
             f"{where}: {source} has no weights: expected one of {', '.join(WEIGHT_FILES)}{_inner_models(folder)}"

@@ -1,7 +1,8 @@
 """Checkpoints: written whole under a temporary name, then renamed; read back to the bit.
 
 checkpoint-N/
-  model.safetensors            stored weights, masks and ranges (the keys of the model in training)
+  model.safetensors            stored weights, masks and ranges (the keys of the model in training); where weights are
+                               stored compact, model.compact.safetensors
   optimizer.safetensors        `<parameter name>/<state name>` -> tensor
   rank-<rank>.safetensors      each rank's random state and running sums
   trainer_state.json           the clock, best metric, log so far
@@ -26,8 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparse_accel.compress.compact import CompactLinear
+from sparse_accel.compress.layers import compressed_layers
 from sparse_accel.errors import OutputError
 from sparse_accel.folders.publishing import make_readable
+from sparse_accel.folders.sources import COMPACT_FILE
 from sparse_accel.runtime import gathering
 from sparse_accel.runtime.together import on_all, on_main
 from sparse_accel.runtime.training import TrainState
@@ -35,6 +39,7 @@ from sparse_accel.session import Session
 from sparse_accel.timeline import Clock
 
 STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -150,7 +155,9 @@ def _write_main(
 ) -> None:
     for rank, tensors in enumerate(ranks):
         save_file(tensors, partial / f"rank-{rank}.safetensors")
-    save_file(_contiguous(weights), partial / "model.safetensors", metadata={"format": "pt"})
+    is_compact = any(isinstance(layer, CompactLinear) for layer in compressed_layers(session.module).values())
+    name = COMPACT_FILE if is_compact else WEIGHTS_FILE
+    save_file(_contiguous(weights), partial / name, metadata={"format": "pt"})
     save_file(_contiguous(optimizer), partial / "optimizer.safetensors")
     extra(partial)
     document = {
@@ -262,9 +269,7 @@ def load(session: Session, checkpoint: Path, last_step: int, *, reset_optimizer:
     document = on_main(accelerator, lambda: read_document(checkpoint))
     load_model(session, checkpoint)
     if not reset_optimizer:
-        moments = gathering.as_stored(
-            session.module, _read(checkpoint / "optimizer.safetensors", accelerator), checkpoint
-        )
+        moments = gathering.as_stored(session, _read(checkpoint / "optimizer.safetensors", accelerator), checkpoint)
         session.backend.put_optimizer(session.module, session.optimizer, moments)
     if accelerator.scaler is not None and document["loss_scaler"] is not None:
         accelerator.scaler.load_state_dict(document["loss_scaler"])
@@ -315,8 +320,10 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def load_model(session: Session, checkpoint: Path) -> None:
     """Load the model's whole state; every key must be there. Raises OutputError otherwise."""
-    tensors = _read(checkpoint / "model.safetensors", session.accelerator)
-    gathering.put_state(session, gathering.as_stored(session.module, tensors, checkpoint), checkpoint)
+    accelerator = session.accelerator
+    is_compact = on_main(accelerator, (checkpoint / COMPACT_FILE).is_file)
+    tensors = _read(checkpoint / (COMPACT_FILE if is_compact else WEIGHTS_FILE), accelerator)
+    gathering.put_state(session, gathering.as_stored(session, tensors, checkpoint), checkpoint)
 
 
 def _new_seed(seed: int, rank: int, step: int) -> int:

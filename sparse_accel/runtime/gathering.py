@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.compress.compact import CompactLinear
-from sparse_accel.compress.compact_state import compact_state, dense_state
-from sparse_accel.compress.layers import compressed_layers
+from sparse_accel.compress.compact_state import fitting_state
 from sparse_accel.compress.plan import copy_requests
 from sparse_accel.errors import ModelError, OutputError
 from sparse_accel.session import Session
@@ -60,17 +58,11 @@ def put_state(session: Session, tensors: Mapping[str, Tensor], source: Path) -> 
     module.load_state_dict(buffers, strict=False)
 
 
-def as_stored(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> Mapping[str, Tensor]:
-    """Saved tensors of a model or its optimizer in the form in which `module` stores its masked weights: compact ones
-    become whole, whole ones compact, to the bit. Raises OutputError for zeros that are not those of `module`."""
-    compact = {
-        f"{name}.values" for name, layer in compressed_layers(module).items() if isinstance(layer, CompactLinear)
-    }
-    saved = {key.partition("/")[0] for key in tensors}
-    if {name for name in saved if name.endswith(".values")} == compact:
-        return tensors
+def as_stored(session: Session, tensors: Mapping[str, Tensor], source: Path) -> Mapping[str, Tensor]:
+    """Saved tensors of the model or its optimizer in the form in which this run stores its masked weights. Raises
+    OutputError for zeros that are not those of this run's model."""
     try:
-        return compact_state(module, dense_state(module, tensors))
+        return fitting_state(session.module, tensors)
     except ModelError as error:
         raise OutputError(f"{source}: {error}") from error
 

@@ -80,8 +80,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     warnings += setup.idle_options(options, recipe)
     warnings += setup.idle_cores(accelerator)
     warnings += lost_sparsity(options, recipe, parts.census)
-    disk_needs = checkpoint_and_final_bytes(options, parts.model)
-    warnings += on_main(accelerator, lambda: check_disk(options, parts.model, loader, last_step))
+    disk_needs = checkpoint_and_final_bytes(options, parts)
+    warnings += on_main(accelerator, lambda: check_disk(options, parts, loader, last_step))
 
     open_folder(accelerator, output_dir, command, clears=start.clears)
     session = build_session(options, recipe, parts, loader, total_steps, accelerator, backend)
@@ -209,9 +209,9 @@ def build_session(
     )
 
 
-def check_disk(options: TrainOptions, model: Any, loader: StepLoader | None, last_step: int) -> list[str]:
+def check_disk(options: TrainOptions, parts: Parts, loader: StepLoader | None, last_step: int) -> list[str]:
     """Raise OutputError when the disk cannot even hold the final model and a checkpoint; a warning when it is tight."""
-    checkpoint_bytes, final_bytes = checkpoint_and_final_bytes(options, model)
+    checkpoint_bytes, final_bytes = checkpoint_and_final_bytes(options, parts)
     warning = outputs.check_disk(
         Path(options.output_dir),
         checkpoint_bytes=checkpoint_bytes,
@@ -221,10 +221,10 @@ def check_disk(options: TrainOptions, model: Any, loader: StepLoader | None, las
     return [warning] if warning else []
 
 
-def checkpoint_and_final_bytes(options: TrainOptions, model: Any) -> tuple[int, int]:
-    """Estimated sizes on disk."""
-    final = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return checkpoint.checkpoint_bytes(model, num_moments=0 if options.optim == "sgd" else 2), final
+def checkpoint_and_final_bytes(options: TrainOptions, parts: Parts) -> tuple[int, int]:
+    """Estimated sizes on disk; the final model is whole, however its weights are stored in training."""
+    num_moments = 0 if options.optim == "sgd" else 2
+    return checkpoint.checkpoint_bytes(parts.model, num_moments=num_moments), 4 * parts.census.num_parameters
 
 
 # A model with a larger share of zeros than this was pruned on purpose: SparseML's own line.

@@ -42,6 +42,7 @@ def test_a_revived_weight_stops_the_run_with_its_layer_and_exit_code_3(
             recipe="question_answering/pruned",
             recipe_args="num_epochs=1",
             check_sparsity_every=2,
+            sparse_storage="masked",
         )
     )
     printed = capfd.readouterr()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparse_accel.errors import OutputError
+from sparse_accel.errors import ModelError, OutputError
 from tests import running
 
 
@@ -162,9 +162,31 @@ def test_only_the_newest_checkpoints_are_kept(world: dict[str, Any], tmp_path: P
 def test_a_checkpoint_opens_with_plain_transformers(world: dict[str, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForQuestionAnswering
 
-    out = running.run(world, tmp_path / "out", max_steps=3)
+    out = running.run(world, tmp_path / "out", max_steps=3, sparse_storage="masked")
     _, info = AutoModelForQuestionAnswering.from_pretrained(out / "checkpoint-3", output_loading_info=True)
     assert not info["missing_keys"]
+
+
+def test_a_compact_checkpoint_is_not_taken_for_a_model(world: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForQuestionAnswering
+
+    out = running.run(world, tmp_path / "out", max_steps=1)
+    with pytest.raises(ModelError, match="is a checkpoint that stores compact weights"):
+        running.run(world, tmp_path / "other", model_name_or_path=str(out / "checkpoint-1"))
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForQuestionAnswering.from_pretrained(out / "checkpoint-1")
+
+
+@pytest.mark.parametrize("first", ["masked", "compact"])
+def test_a_run_goes_on_with_the_other_storage_to_the_same_bits(
+    first: str, world: dict[str, Any], tmp_path: Path
+) -> None:
+    """Gradients are not clipped: a norm over fewer numbers is summed in another order."""
+    out = tmp_path / "out"
+    running.run(world, out, max_steps=5, max_grad_norm=0, sparse_storage=first)
+    running.run(world, out, max_grad_norm=0, sparse_storage="compact" if first == "masked" else "masked")
+    whole = running.run(world, tmp_path / "whole", max_grad_norm=0, sparse_storage="masked")
+    assert running.differing(whole, out) == []
 
 
 def test_a_named_checkpoint_is_continued_elsewhere(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
