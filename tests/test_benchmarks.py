@@ -1,0 +1,30 @@
+"""The tables in the documentation are those that the benchmarks make of their results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["distributed_bytes", "step_overhead", "two_nodes"])
+def test_the_table_is_that_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module(name)
+    found = benchmark.BLOCK.search(benchmark.PAGE.read_text("utf-8"))
+    assert found is not None
+    assert found[0] == benchmark.table(json.loads(benchmark.RESULTS.read_text("utf-8"))), (
+        f"run: python benchmarks/{name}.py --table"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_results_name_no_folder_of_the_machine(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert '"command"' in text
+    assert not any(f"{folder}/" in text for folder in ("/home", "/root", "/tmp", "/work", "/Users"))
