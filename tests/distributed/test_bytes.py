@@ -38,7 +38,7 @@ def numel(world: Path, arms: Mapping[str, Any]) -> dict[str, int]:
     """How many numbers each parameter stores: of a pruned matrix, those that are not zero, up to a multiple of 32."""
     found = {}
     with safe_open(world / "sparse" / "model.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118
+        for name in file.keys():
             tensor = file.get_tensor(name)
             is_pruned = ".layer." in name and tensor.dim() == 2
             found[name] = 32 * math.ceil(int(tensor.count_nonzero()) / 32) if is_pruned else tensor.numel()
