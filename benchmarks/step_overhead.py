@@ -28,7 +28,7 @@ from torch import nn
 from sparse_accel.compress.plan import CompressionPlan, install, request_masks
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.recipe.schema import Recipe
-from sparse_accel.runtime.option_parsing import load_options
+from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.setup import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def build(shape: str, sparsity: float, storage: str | None, precision: str, batc
         compact_where_it_pays(plan, model_zeros(model), "auto" if storage == "compact" else storage)
         install(model, plan)
         request_masks(model, [name for name, part in plan.modules.items() if part.mask], "nonzero")
-    options = load_options("question_answering", {"output_dir": "unused", "learning_rate": "1e-5"})
+    options = TrainOptions(task="question_answering", model_name_or_path="", output_dir="")
     optimizer = build_optimizer(options, model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, model.config.vocab_size, (batch_size, length), generator=generator)

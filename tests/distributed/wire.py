@@ -68,10 +68,10 @@ class Wire(TorchDispatchMode):
 
 
 def _kind(name: str) -> str | None:
-    """What a collective does, from its name in torch; None for what only waits."""
+    """What a collective does, from its name in torch; None for what sends nothing."""
     plain = name.replace("_", "")
     kinds = ("reduce_scatter", "all_reduce", "all_gather", "broadcast", "reduce")
-    if plain.startswith(("wait", "barrier", "monitoredbarrier")):
+    if plain.startswith(("wait", "wrap", "barrier", "monitoredbarrier")):
         return None
     return next((kind for kind in kinds if kind.replace("_", "") in plain), name)
 
