@@ -105,7 +105,7 @@ def build(
     options = TrainOptions(task="question_answering", model_name_or_path="", output_dir="")
     optimizer = build_optimizer(options, model)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, model.config.vocab_size, (batch_size, length), generator=generator)
+    ids = torch.randint(100, model.config.vocab_size, (batch_size, length), generator=generator)
     answers = torch.randint(0, length, (batch_size,), generator=generator)
     model.train()
 
