@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import shlex
@@ -101,6 +103,8 @@ def circumstances() -> dict[str, Any]:
         "accelerate": accelerate.__version__,
         "transformers": transformers.__version__,
     }
+    if importlib.util.find_spec("deepspeed") is not None:
+        versions["deepspeed"] = importlib.metadata.version("deepspeed")
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": versions,
