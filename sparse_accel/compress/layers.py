@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_accel.compress.compact import CompactLinear, make_compact, make_whole
 from sparse_accel.compress.fakequant import QuantSpec
-from sparse_accel.compress.masks import nonzero_mask
+from sparse_accel.compress.masks import held, nonzero_mask
 from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer
 from sparse_accel.errors import ModelError
 
@@ -242,8 +242,7 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def _masked(weight: Tensor, mask: Tensor | None) -> Tensor:
-    # where, not a product: an infinite gradient times False would be NaN.
-    return weight if mask is None else torch.where(mask, weight, 0.0)
+    return weight if mask is None else held(weight, mask)
 
 
 def _refusal(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_accel.compress.masks import global_magnitude_masks, magnitude_mask, nonzero_mask, sparsity
+from sparse_accel.compress.masks import global_magnitude_masks, held, magnitude_mask, nonzero_mask, sparsity
 
 SHARES = st.floats(0.0, 1.0)
 # Few distinct values, so that ties and zeros are the rule.
@@ -64,3 +66,21 @@ def test_the_zero_pattern_and_its_share() -> None:
     assert nonzero_mask(weight).tolist() == [[False, True], [True, False]]
     assert sparsity(weight) == 0.5
     assert sparsity(torch.empty(0)) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_is_held_has_the_bits_of_where(dtype: torch.dtype) -> None:
+    odd = [0.0, -0.0, 1e-40, math.inf, -math.inf, math.nan, -1.5]
+    weight = torch.cat([torch.tensor(odd, dtype=dtype).repeat(2), torch.randn(50, dtype=dtype)]).view(16, 4)
+    mask = torch.rand(16, 4) > 0.5
+    mask.view(-1)[:14] = torch.arange(14) < 7
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    assert torch.equal(held(weight, mask).view(integer), torch.where(mask, weight, 0.0).view(integer))
+
+
+def test_no_gradient_passes_the_mask_not_even_an_infinite_one() -> None:
+    weight, mask = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.rand(3, 4) > 0.5
+    assert torch.autograd.gradcheck(lambda w: held(w, mask), weight)
+    held(weight, mask).backward(torch.full((4, 3), math.inf).t().double())
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.where(mask, torch.full_like(weight, math.inf), 0.0))
