@@ -36,7 +36,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/sparse_accel demo --output_dir runs/demo
 
-test: $(STAMP)
+# The tests run DeepSpeed too, which the demo has no use for.
+$(STAMP)_test: $(STAMP)
+	$(PIP_INSTALL) -e '.[deepspeed]'
+	@touch $@
+
+test: $(STAMP)_test
 	$(VENV)/bin/python tests/check.py
 
 clean:

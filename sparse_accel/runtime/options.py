@@ -235,7 +235,8 @@ class TrainOptions:
         "With --one_shot: training batches from which quantization takes its ranges.", GROUP_RECIPE, None, minimum=1
     )
     check_sparsity_every: int = _option(
-        "Optimizer steps between checks that pruned weights are still zero; 0: only when saving.",
+        "Optimizer steps between checks that pruned weights are still zero, that masks and ranges are the same on all"
+        " processes and that the loss is finite; 0: only when saving and at the end.",
         GROUP_RECIPE,
         500,
         minimum=0,

@@ -39,28 +39,35 @@ def test_a_run_that_stopped_anywhere_ends_with_the_same_bits(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kill_after", [3, 5, 9])
+@pytest.mark.parametrize(("sent", "after"), [(signal.SIGKILL, 3), (signal.SIGKILL, 9), (signal.SIGTERM, 5)])
 def test_a_killed_process_resumes_by_itself(
-    world: dict[str, Any], unbroken: Path, tmp_path: Path, kill_after: int
+    world: dict[str, Any], unbroken: Path, tmp_path: Path, sent: signal.Signals, after: int
 ) -> None:
-    """SIGKILL after `kill_after` logged steps, checkpoints every second step."""
+    """Killed, or told to end, after so many logged steps; checkpoints every second step."""
     out = tmp_path / "out"
     words = running.command(world, out, save_steps=2)
     process = running.start(words)
     log = out / "train_log.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and len(log.read_text().splitlines()) >= kill_after:
+        if log.is_file() and len(log.read_text().splitlines()) >= after:
             break
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
-    assert not (out / "model.safetensors").exists()
+    process.send_signal(sent)
+    output, _ = process.communicate()
+    assert not (out / "model.safetensors").exists(), "the run ended before it was killed"
+    if sent == signal.SIGTERM:
+        assert process.returncode == 75, output
+        marker = json.loads((out / "preempted.json").read_text())
+        assert marker["step"] >= after and (out / marker["checkpoint"]).is_dir()
+        assert f"told to end (SIGTERM): saved {marker['checkpoint']}" in output
+    else:
+        assert process.returncode == -signal.SIGKILL
     again = running.start(words)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
     assert "resuming this command" in output
+    assert not (out / "preempted.json").exists()
     assert running.differing(unbroken, out) == []
     assert running.results(out) == running.results(unbroken)
 

@@ -55,7 +55,11 @@ class Fsdp2Backend:
             model.forward = convert_outputs_to_fp32(with_autocast(model.forward))
         with _buffers_left_out(model):
             prepared, prepared_optimizer = self.accelerator.prepare(model, optimizer)
-        return prepared.to(self.accelerator.device), prepared_optimizer
+        # Buffers alone: parameters are where they belong, which is the CPU where they are offloaded.
+        for part in prepared.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = buffer.to(self.accelerator.device)
+        return prepared, prepared_optimizer
 
     def whole_parameters(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """See `Backend`."""
