@@ -238,6 +238,8 @@ def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]
             f"--model_name_or_path {options.model_name_or_path} has no trained head for this task ({', '.join(missing)} are "
             "missing), so that its scores would mean nothing; train it first (--do_train)"
         )
+    if missing and loads_on_first_rank():
+        give_memory(model)
     notes = [f"the head ({', '.join(missing)}) is new and starts at random"] if missing else []
     if options.gradient_checkpointing:
         recompute_activations(model, "--gradient_checkpointing")
@@ -371,6 +373,15 @@ def loads_on_first_rank() -> bool:
         os.environ.get(name, "").lower() in ("1", "true")
         for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
     )
+
+
+def give_memory(model: nn.Module) -> None:
+    """Zeros for parameters that have no memory: transformers leaves a new head so where only the first rank of a node reads
+    weights. It draws the head's numbers, and sends them when the model is sharded."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                module.register_parameter(name, nn.Parameter(torch.zeros_like(parameter, device="cpu")))
 
 
 def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:

@@ -23,6 +23,7 @@ def run_cases(file: Path) -> int:
     for words in json.loads(file.read_text("utf-8")):
         code = main(words)
         if code != 0:
+            print("the case that failed:", *words, flush=True)
             return code
         AcceleratorState._reset_state(True)
     sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""The program on a machine without GPUs, with FSDP2 or DeepSpeed: its processes, joined by gloo, stand for GPUs.
+"""The program on a machine without GPUs, with FSDP2 or DeepSpeed: its processes, joined by gloo, stand for GPUs. With
+ACCELERATE_USE_CPU they are what they are, which DDP is content with.
 
     accelerate launch --config_file launch_configs/fsdp2.yaml tests/distributed/on_cpu.py train question_answering ...
 
@@ -32,7 +33,8 @@ def stand_for_gpus() -> None:
 
 
 if __name__ == "__main__":
-    stand_for_gpus()
+    if os.environ.get("ACCELERATE_USE_CPU") != "1":
+        stand_for_gpus()
     if sys.argv[1:2] == ["cases"]:
         from tests.distributed.cases import run_cases
 

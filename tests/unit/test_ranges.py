@@ -33,6 +33,7 @@ from sparse_accel.compress.ranges import (
     without_range,
 )
 from sparse_accel.errors import ModelError
+from sparse_accel.runtime.backends import recompute_activations
 from tests.unit.qat_bert import alone, batch, bert, tutorial_plan
 
 with warnings.catch_warnings():
@@ -390,10 +391,9 @@ def test_a_copy_of_a_model_observes_on_its_own() -> None:
     assert next(iter(quantizers(twin).values())).context.tokens is not None
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 def test_activation_recomputation_counts_a_batch_once() -> None:
     plain, recomputing = observing_model(), observing_model()
-    recomputing.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(recomputing, "--gradient_checkpointing")
     for model in (plain, recomputing):
         first_scales(model, [batch()])
         for step in range(2):

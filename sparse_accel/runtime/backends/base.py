@@ -22,9 +22,9 @@ def recompute_activations(model: Any, asked_by: str) -> None:
     that cannot."""
     if not model.supports_gradient_checkpointing:
         raise OptionError(f"{asked_by}: {type(model).__name__} does not support it")
-    # transformers 5.23 gave it another name.
+    # transformers 5.23 gave it, and its argument, another name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable({"use_reentrant": False})
 
 
 class Backend(Protocol):
