@@ -30,10 +30,14 @@ NAMES = {
     "zero3_offload": "DeepSpeed ZeRO-3",
 }
 needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
+# The default run takes the two that shard parameters.
+MARKS = {
+    "fsdp2": [],
+    "zero3": [needs_deepspeed],
+    **dict.fromkeys(("zero1", "zero2", "zero3_offload"), [needs_deepspeed, pytest.mark.exhaustive]),
+}
 EVERY = pytest.mark.parametrize(
-    "launched",
-    [pytest.param(name, marks=[] if name == "fsdp2" else [needs_deepspeed]) for name in NAMES],
-    indirect=True,
+    "launched", [pytest.param(name, marks=marks) for name, marks in MARKS.items()], indirect=True
 )
 
 FLOAT = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}', "optim": "sgd"}
@@ -100,7 +104,15 @@ def every(alone: Path, *, teacher: str = "replicated") -> list[tuple[str, dict[s
     return [
         ("float", {**FLOAT, "sparse_storage": "masked", "teacher_placement": teacher}),
         ("bf16", {**FLOAT, "sparse_storage": "compact", "bf16": True}),
-        ("quantized", {**QUANTIZED, "sparse_storage": "compact"}),
+        (
+            "quantized",
+            {
+                **QUANTIZED,
+                "sparse_storage": "compact",
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+            },
+        ),
         ("whole", ADAMW),
         ("stopped", {**ADAMW, "max_steps": 5}),
         ("stopped", ADAMW),
@@ -218,7 +230,10 @@ def test_one_process_speaks_and_none_warns(launched: Launched) -> None:
 
 @pytest.mark.parametrize(
     ("launched", "placement"),
-    [("fsdp2", "fsdp2"), *(pytest.param(name, "zero3", marks=needs_deepspeed) for name in ("zero3", "zero3_offload"))],
+    [
+        ("fsdp2", "fsdp2"),
+        *(pytest.param(name, "zero3", marks=MARKS[name]) for name in ("zero3", "zero3_offload")),
+    ],
     indirect=["launched"],
 )
 def test_the_teacher_was_spread(launched: Launched, placement: str) -> None:
@@ -245,7 +260,9 @@ def test_a_fresh_head_is_the_same_on_all_ranks(fsdp2: Launched, alone: Path) -> 
 
 @needs_deepspeed
 @pytest.mark.parametrize(
-    ("launched", "case"), [("fsdp2", "from_zero3"), ("zero3_offload", "from_fsdp2")], indirect=["launched"]
+    ("launched", "case"),
+    [("fsdp2", "from_zero3"), pytest.param("zero3_offload", "from_fsdp2", marks=MARKS["zero3_offload"])],
+    indirect=["launched"],
 )
 def test_another_backends_checkpoint_goes_on(launched: Launched, case: str) -> None:
     assert running.largest_difference(launched.folder / "whole", launched.folder / case) < GRID
