@@ -34,7 +34,7 @@ needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not
 MARKS = {
     "fsdp2": [],
     "zero3": [needs_deepspeed],
-    **dict.fromkeys(("zero1", "zero2", "zero3_offload"), [needs_deepspeed, pytest.mark.exhaustive]),
+    **{name: [needs_deepspeed, pytest.mark.exhaustive] for name in ("zero1", "zero2", "zero3_offload")},
 }
 EVERY = pytest.mark.parametrize(
     "launched", [pytest.param(name, marks=marks) for name, marks in MARKS.items()], indirect=True
