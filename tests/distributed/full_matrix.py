@@ -139,8 +139,9 @@ def _folder(parent: Path, recipe: str, storage: str) -> Path:
     return parent / f"{recipe}, {storage}".replace(", ", "_")
 
 
-def measure_all(backends: list[str]) -> list[Row]:
-    """One process first, in this one, then each backend with each precision; all with one thread."""
+def measure_all(backends: list[str]) -> None:
+    """One process first, in this one, then each backend with each precision; all with one thread. Writes after each
+    backend."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -149,13 +150,12 @@ def measure_all(backends: list[str]) -> list[Row]:
             for recipe, options in RECIPES.items():
                 output = _folder(folder / "alone", f"{recipe}, {precision}", "masked")
                 running.run(world | options | flags, output, sparse_storage="masked", use_cpu=True)
-        rows = []
         for backend in backends:
+            rows = []
             for precision in PRECISIONS:
                 rows += measure(backend, precision, world, folder / "alone", folder / f"{backend}_{precision}")
-                for row in rows[-len(RECIPES) :]:
-                    print(row, flush=True)
-        return rows
+            print(*rows, sep="\n", flush=True)
+            write(backend, rows)
 
 
 def versions() -> dict[str, str]:
@@ -187,17 +187,11 @@ def _number(value: float) -> str:
     return f"{value:.0e}" if value else "0"
 
 
-def write(rows: list[Row]) -> None:
-    """Put rows into the committed result, in the place of those of the same backends, and the table into the document."""
-    measured = {row.backend for row in rows}
-    kept: list[dict[str, Any]] = []
-    if JSON.is_file() and measured != set(BACKENDS):
-        before = json.loads(JSON.read_text("utf-8"))
-        kept = [row for row in before["rows"] if row["backend"] not in measured]
-        if kept and before["versions"] != versions():
-            raise SystemExit(
-                f"the other rows are of other versions ({before['versions']}): measure all, without --only"
-            )
+def write(backend: str, rows: list[Row]) -> None:
+    """Put a backend's rows into the committed result and the table into the document. Rows of other versions go."""
+    before = json.loads(JSON.read_text("utf-8")) if JSON.is_file() else {}
+    kept = before["rows"] if before.get("versions") == versions() else []
+    kept = [row for row in kept if row["backend"] != backend]
     order = list(BACKENDS)
     everything = sorted([*kept, *map(asdict, rows)], key=lambda row: order.index(row["backend"]))
     document = {"command": COMMAND, "versions": versions(), "rows": everything}
@@ -211,4 +205,4 @@ if __name__ == "__main__":
     chosen = parser.parse_args().only.split(",")
     if unknown := sorted({*chosen} - {*BACKENDS}):
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(BACKENDS)}")
-    write(measure_all(chosen))
+    measure_all(chosen)
