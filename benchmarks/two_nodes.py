@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table only")
     arguments = parser.parse_args()
     if not arguments.table:
+        # Told to end, it still takes the machines away.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         with tempfile.TemporaryDirectory() as folder, two_nodes() as nodes:
             if not nodes[0].is_real:
                 sys.exit("two_nodes: this user may not make network namespaces (ip netns add); run it as root")
@@ -115,7 +118,8 @@ def train(arm: str, arguments: argparse.Namespace, world: Path, nodes: tuple[Nod
         codes = [process.wait(timeout=120) for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            if process.poll() is None:  # a launcher and what it started
+                os.killpg(process.pid, signal.SIGKILL)
     if any(codes):
         sys.exit("".join(output[-60:]))
     pairs = list(itertools.pairwise(marks[1:]))  # the first two steps also arrange buckets and make the moments
@@ -147,6 +151,7 @@ def start(nodes: tuple[Node, Node], rank: int, words: list[str], port: int) -> s
         text=True,
         stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
