@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,17 +23,26 @@ CHECKS: tuple[tuple[str, ...], ...] = (
 
 
 def main(pytest_arguments: list[str]) -> int:
-    """Runs all checks, also after one has failed; 1 when any has."""
+    """Runs all checks, also after one has failed; 1 when any has. Those that use one core run side by side with the tests
+    and speak after them."""
     failed = []
-    for check in CHECKS:
-        command = [sys.executable, "-m", *check, *(pytest_arguments if check[0] == "pytest" else ())]
-        print("$", " ".join(["python", *command[1:]]), flush=True)
+    with tempfile.TemporaryFile("w+") as said:
+        beside = [(check, _start(check, (), stdout=said, stderr=said)) for check in CHECKS[:-1]]
         begun = time.monotonic()
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
-            failed.append(" ".join(check[:2] if check[0] == "ruff" else check[:1]))
+        if _start(CHECKS[-1], pytest_arguments).wait() != 0:
+            failed.append(CHECKS[-1][0])
         print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+        failed += [" ".join(check[:2]) for check, process in beside if process.wait() != 0]
+        said.seek(0)
+        print(said.read(), flush=True)
     print("failed: " + ", ".join(failed) if failed else "all checks passed")
     return 1 if failed else 0
+
+
+def _start(check: Sequence[str], arguments: Sequence[str], **output: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *check, *arguments]
+    print("$", " ".join(["python", *command[1:]]), flush=True)
+    return subprocess.Popen(command, cwd=ROOT, **output)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     [
         pytest.param(SCRIPT, id="script", marks=needs_script),
         pytest.param([*LAUNCH, "sparse_accel"], id="launch folder"),
-        pytest.param([*LAUNCH, "-m", "sparse_accel"], id="launch module"),
+        pytest.param([*LAUNCH, "-m", "sparse_accel"], id="launch module", marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_way_of_starting_trains_the_model_that_the_module_does(
@@ -116,7 +116,12 @@ def test_every_way_of_starting_trains_the_model_that_the_module_does(
     ("start", "environ"),
     [
         pytest.param([*LAUNCH, *TWO, "sparse_accel"], {"ACCELERATE_USE_CPU": "1"}, id="launch folder"),
-        pytest.param([*LAUNCH, *TWO, "-m", "sparse_accel"], {"ACCELERATE_USE_CPU": "1"}, id="launch module"),
+        pytest.param(
+            [*LAUNCH, *TWO, "-m", "sparse_accel"],
+            {"ACCELERATE_USE_CPU": "1"},
+            id="launch module",
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param([*TORCHRUN, "-m", "sparse_accel"], {}, id="torchrun", marks=needs_no_gpu),
     ],
 )

@@ -58,7 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("placement", "tolerance"), [("fsdp2", 0.0), pytest.param("zero3", 1e-5, marks=needs_deepspeed)]
+    ("placement", "tolerance"),
+    # The default run has one of ZeRO-3 in test_backends.
+    [("fsdp2", 0.0), pytest.param("zero3", 1e-5, marks=[*needs_deepspeed, pytest.mark.exhaustive])],
 )
 def test_a_sharded_teacher_answers_as_a_whole_one_and_takes_half_the_memory(
     placement: str, tolerance: float, folder: Path, tmp_path: Path
@@ -81,6 +83,7 @@ def test_a_sharded_teacher_answers_as_a_whole_one_and_takes_half_the_memory(
             assert student["difference"] <= tolerance
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_a_sharded_teacher_gives_the_result_of_one_with_a_whole_one(tmp_path: Path) -> None:
     """Distillation alone, on unequal batches: 60 rows leave a rank with fewer than the other, and then with none."""
     world = running.tiny_world(tmp_path / "world", rows=57, dropout=0.0)
