@@ -118,6 +118,9 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     )
     _refuse(options.one_shot and not options.do_train, "--one_shot: needs --do_train, as in SparseML")
     _refuse(
+        "sparse_storage" in changed and not options.do_train, "--sparse_storage: is for training; it needs --do_train"
+    )
+    _refuse(
         options.num_calibration_steps is not None and not options.one_shot,
         "--num_calibration_steps: needs --one_shot; in a training run quantization takes its ranges from training",
     )

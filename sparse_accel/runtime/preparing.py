@@ -79,6 +79,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     warnings = [*recipe.warnings, *setup.overruled_flags(options, recipe, total_steps)]
     warnings += setup.idle_options(options, recipe)
     warnings += setup.idle_cores(accelerator)
+    if options.reset_optimizer and start.checkpoint is None:
+        warnings.append("--reset_optimizer has no effect: there is no checkpoint to continue from")
     warnings += lost_sparsity(options, recipe, parts.census)
     disk_needs = checkpoint_and_final_bytes(options, parts)
     warnings += on_main(accelerator, lambda: check_disk(options, parts, loader, last_step))

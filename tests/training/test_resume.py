@@ -196,6 +196,20 @@ def test_a_run_goes_on_with_the_other_storage_to_the_same_bits(
     assert running.differing(whole, out) == []
 
 
+def test_a_new_optimizer_continues_from_the_same_weights(
+    world: dict[str, Any], unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    running.run(world, out, max_steps=5, reset_optimizer=True)
+    assert "--reset_optimizer has no effect: there is no checkpoint" in capsys.readouterr().out.replace("\n", " ")
+    running.run(world, out, reset_optimizer=True)
+    printed = capsys.readouterr().out
+    assert "resuming this command" in printed and "has no effect" not in printed
+    # The same place in time, other moments.
+    assert [line["step"] for line in running.log(out)] == [line["step"] for line in running.log(unbroken)]
+    assert running.differing(unbroken, out) != []
+
+
 def test_a_named_checkpoint_is_continued_elsewhere(world: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
     first = running.run(world, tmp_path / "first", max_steps=5)
     out = running.run(world, tmp_path / "second", resume_from_checkpoint=str(first / "checkpoint-5"))

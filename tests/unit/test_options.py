@@ -133,6 +133,19 @@ def test_every_flag_has_a_help_text_and_a_group() -> None:
         ({"eval_delay": "1"}, "needs --eval_strategy"),
         ({"recipe_args": "{}"}, "--recipe_args: needs --recipe"),
         ({"one_shot": "true"}, "--one_shot: needs --recipe"),
+        ({"sparse_storage": "compact"}, "--sparse_storage compact: needs a --recipe that holds zeros"),
+        (
+            {"recipe": "r.yaml", "sparse_storage": "masked", "one_shot": "true"},
+            "--sparse_storage: has no effect with --one_shot",
+        ),
+        (
+            {"sparse_storage": "masked", "do_train": "false", "do_eval": "true"},
+            "--sparse_storage: is for training",
+        ),
+        (
+            {"recipe": "r.yaml", "reset_optimizer": "true", "resume_from_checkpoint": "false"},
+            "--reset_optimizer: is for continuing",
+        ),
         ({"distill_teacher": "self"}, "DistillationModifier"),
         ({"teacher_placement": "fsdp2"}, "--teacher_placement: needs a --distill_teacher"),
         (

@@ -27,14 +27,12 @@ class Fsdp2Backend:
         self.accelerator = accelerator
         self.precision = precision
         plugin = accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise LaunchError(
-                "the launch asks for FSDP version 1; set fsdp_version: 2 (launch_configs/fsdp2.yaml does)"
-            )
+        if plugin.activation_checkpointing_offload:
+            raise LaunchError("fsdp_activation_checkpointing_offload is not offered; leave it out of the launch")
         # accelerate would put a module around each block, and with that change the names that recipes and plans use: the
         # model's own way does the same.
         self.recomputes = bool(plugin.activation_checkpointing)
-        plugin.activation_checkpointing = plugin.activation_checkpointing_offload = False
+        plugin.activation_checkpointing = False
         # Parameters are gathered in float32 and cast by autocast, as under DDP: a weight that was rounded to bfloat16
         # before it is put on its grid may land on another point of it.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
