@@ -347,7 +347,8 @@ def _summary(samples: dict[str, dict[str, list[float]]], questions: int) -> dict
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {
-        name: round(function(values), 5) for name, function in (("median", statistics.median), ("min", min), ("max", max))
+        name: round(function(values), 5)
+        for name, function in (("median", statistics.median), ("min", min), ("max", max))
     }
 
 
