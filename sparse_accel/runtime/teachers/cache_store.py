@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_accel.session import CACHED_PREFIX
+
 OUTPUTS_FILE: Final = "outputs.safetensors"
 ABOUT_FILE: Final = "about.json"
 FORMAT: Final = 1
-# A batch's columns of cached outputs are called this and the output's name.
-COLUMN_PREFIX: Final = "teacher."
 
 # dtype -> the name that safetensors has for it, and the numpy dtype that holds its bits: numpy knows no bfloat16.
 DTYPES: Final[dict[str, tuple[str, type[np.generic]]]] = {
@@ -204,26 +204,26 @@ class CachedOutputs:
 
     def __call__(self, indices: np.ndarray, length: int) -> dict[str, Tensor]:
         """For the features at `indices`, int64 [N]: each output, in the dtype of the cache, [N, length, ...] by token, with 0
-        on padding, or [N, ...] by feature. Their names begin with COLUMN_PREFIX."""
-        spans = [(int(self.bounds[index]), int(self.bounds[index + 1])) for index in indices]
+        on padding, or [N, ...] by feature. Their names begin with CACHED_PREFIX."""
+        firsts, lasts = self.bounds[indices].tolist(), self.bounds[indices + 1].tolist()
         columns = {}
         for name, column in self.layout.columns.items():
             array = self.arrays[name]
             if column.by_token:
-                found = np.zeros((len(spans), length, *column.shape), array.dtype)
-                for row, (first, last) in zip(found, spans, strict=True):
+                found = np.zeros((len(firsts), length, *column.shape), array.dtype)
+                for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
                     start = 0 if self.padding_side == "right" else length - (last - first)
-                    row[start : start + last - first] = array[first:last]
+                    found[row, start : start + last - first] = array[first:last]
             else:
                 found = array[indices]
-            columns[COLUMN_PREFIX + name] = torch.from_numpy(found).view(getattr(torch, column.dtype))
+            columns[CACHED_PREFIX + name] = torch.from_numpy(found).view(getattr(torch, column.dtype))
         return columns
 
 
 def open_cache(
-    folder: Path, fingerprint: str, bounds: np.ndarray, *, padding_side: str = "right"
+    folder: Path, fingerprint: str, bounds: np.ndarray, *, padding_side: str = "right", verifies: bool = True
 ) -> CachedOutputs | None:
-    """The cache in `folder`; None where there is no such folder. Reads all of it once, for the checksums.
+    """The cache in `folder`; None where there is no such folder. Reads all of it once, for the checksums, unless told not to.
 
     Raises DamagedCacheError for one that is not whole, that is damaged, or that was made of something else.
     """
@@ -250,7 +250,7 @@ def open_cache(
             raise DamagedCacheError(f"{OUTPUTS_FILE} begins with something else than {ABOUT_FILE} says")
         found = CachedOutputs(folder, layout, bounds, padding_side)
         for name, array in found.arrays.items():
-            if _checksum(array) != checksums[name]:
+            if verifies and _checksum(array) != checksums[name]:
                 raise DamagedCacheError(f"{OUTPUTS_FILE}: the checksum of {name} is wrong")
     except OSError as error:
         raise DamagedCacheError(f"{OUTPUTS_FILE} cannot be read ({error.strerror or error})") from error

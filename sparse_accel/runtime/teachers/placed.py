@@ -47,6 +47,11 @@ class PlacedTeacher:
             outputs = self.model(**inputs)
         return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
 
+    def release(self) -> None:
+        """Let go of the model; the teacher cannot be asked any more."""
+        self.model = None
+        self.spreader = None
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
