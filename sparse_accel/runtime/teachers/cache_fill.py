@@ -23,6 +23,7 @@ from sparse_accel.runtime.teachers.cache_store import (
     free_bytes,
     open_cache,
 )
+from sparse_accel.runtime.teachers.fitting import gigabytes
 from sparse_accel.runtime.teachers.placed import PlacedTeacher
 from sparse_accel.runtime.together import from_all
 from sparse_accel.tasks.collating import Collate
@@ -114,7 +115,7 @@ def fill(
                 own = []
             if done < rounds:
                 own.append(next(answers)[0])
-            if on_batch is not None:
+            if on_batch is not None and done < rounds:
                 on_batch(done, rounds)
         _agree(accelerator, lambda: writer.commit(job.fingerprint, job.made_of) if writer is not None else None)
     finally:
@@ -190,16 +191,16 @@ def _open_writers(
     if unknown:
         raise CacheNotFilledError(f"the teacher's outputs are {unknown[0]}")
     free = free_bytes(job.folder)
-    line = f"{_size(layout.num_bytes)} for {layout.num_features:,} features in {job.folder} ({_size(free)} free there)"
+    line = f"{gigabytes(layout.num_bytes)} for {layout.num_features:,} features in {job.folder} ({gigabytes(free)} free there)"
     announce(line)
 
     def open_writer() -> CacheWriter | None:
         if not accelerator.is_local_main_process:
             return None
         if free < layout.num_bytes + reserved:
-            kept = f", and {_size(reserved)} are kept for the run" if reserved else ""
+            kept = f", and {gigabytes(reserved)} are kept for the run" if reserved else ""
             raise OSError(
-                f"{_size(free)} are free on the disk of {job.folder}, the cache takes {_size(layout.num_bytes)}{kept}"
+                f"{gigabytes(free)} are free on the disk of {job.folder}, the cache takes {gigabytes(layout.num_bytes)}{kept}"
             )
         return CacheWriter(job.folder, layout, job.features.bounds)
 
@@ -218,7 +219,3 @@ def _agree(accelerator: Any, action: Callable[[], T]) -> T:
     if problems:
         raise CacheNotFilledError(problems[0])
     return result  # type: ignore[return-value]  # what the action gave
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -267,8 +267,16 @@ def remove(folder: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Free on the disk that `folder` will be on."""
-    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def is_same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not exist, are or will be on the same disk."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
 
 
 def bits(values: Tensor) -> np.ndarray:

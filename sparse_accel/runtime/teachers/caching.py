@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from sparse_accel.errors import OptionError
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.recipe.schema import Recipe
+from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers.cache_fill import CacheJob, CacheNotFilledError, fill, look
 from sparse_accel.runtime.teachers.cache_key import describe_model, features_digest, fingerprint
-from sparse_accel.runtime.teachers.cache_store import FORMAT, CachedOutputs
+from sparse_accel.runtime.teachers.cache_store import FORMAT, CachedOutputs, is_same_disk
 from sparse_accel.runtime.teachers.placed import PlacedTeacher
 from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.together import on_main
+from sparse_accel.runtime.tracking import Screen
 from sparse_accel.session import CACHED_PREFIX, Teacher
 from sparse_accel.tasks.base import Task
 from sparse_accel.tasks.collating import Collate, Collator
@@ -33,11 +35,11 @@ from sparse_accel.timeline import Clock
 @dataclass
 class LoadedTeacher:
     """A teacher that is whole on the CPU and fits the student. `accepted` are the inputs that it is given; `note` is what the
-    user should know of it. Without a model once `take` was called."""
+    whose it is. Without a model once `take` was called."""
 
     model: nn.Module | None
     accepted: frozenset[str]
-    note: str = ""
+    note: str
 
     def take(self) -> nn.Module:
         """The model, which nothing here refers to any more."""
@@ -59,71 +61,78 @@ class CachedTeacher:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a run has besides its teacher: the batches that it will look at, and how long."""
+class Asking:
+    """The run that asks. `reserved` are the bytes that it needs for itself on the disk of its output folder."""
 
     options: TrainOptions
     recipe: Recipe
     task: Task
     student: nn.Module
-    features: Features
-    collate: Collate
-    steps_per_epoch: int
-    last_step: int
     accelerator: Any
     precision: str
-    # Bytes of the disk of the output folder that the run will need for itself.
     reserved: int
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
-    progress: Callable[[str], Callable[[int, int], None] | None]
+    screen: Screen
 
 
-def settle(loaded: LoadedTeacher, run: Setting) -> tuple[Teacher, CachedOutputs | None]:
-    """The teacher of a run, and the columns that its batches need for it. All ranks call this.
+def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: int) -> Teacher:
+    """The teacher of a run up to `last_step`: placed, or a cache, which is filled if need be and whose columns `loader` then
+    adds to its batches. All ranks call this.
 
     Raises OptionError for a `--teacher_cache DIR` that cannot be filled, and what `place` raises.
     """
     wish = "off" if run.options.one_shot else run.options.teacher_cache
-    obstacle = obstacle_to_cache(run)
-    if wish == "off" or obstacle is not None:
-        if obstacle is not None and wish != "off":
-            run.say(f"teacher: not cached, for {obstacle}")
-        return _place(loaded, run), None
-    job = cache_job(loaded, run)
+    if wish == "off":
+        return _place(loaded, run)
+    obstacle = obstacle_to_cache(run.options, run.recipe, run.task)
+    if obstacle is not None:
+        run.screen.say(f"teacher cache: none, for {obstacle}")
+        return _place(loaded, run)
+    job = cache_job(loaded, run, loader)
     found, problems = look(job, run.accelerator)
     for problem in problems:
-        run.say(f"teacher cache: {job.folder} is not used: {problem}; it is made again")
+        run.screen.warn(f"teacher cache: {job.folder} is not used: {problem}; it is made again")
     if found is not None:
-        run.say(f"teacher cache: {job.folder} ({loaded.note or 'teacher'}); the teacher itself is not needed")
+        run.screen.say(f"teacher cache: {loaded.note} is read from {job.folder} and takes no memory")
         loaded.take()
-        free_memory()
-        return CachedTeacher(job.keys), found
-    steps = distilled_steps(run.recipe, run.steps_per_epoch, run.last_step)
-    if wish == "auto" and steps <= run.steps_per_epoch:
-        run.say(
-            f"teacher: not cached, for the run distils in {steps} steps, no more than an epoch's {run.steps_per_epoch} "
-            "(--teacher_cache DIR caches all the same)"
-        )
-        return _place(loaded, run), None
-    placed = _place(loaded, run)
+    else:
+        steps, epoch = distilled_steps(run.recipe, loader.steps_per_epoch, last_step), loader.steps_per_epoch
+        if wish == "auto" and steps <= epoch:
+            run.screen.say(
+                f"teacher cache: none, for the run distils in {steps} steps and an epoch has {epoch}; --teacher_cache DIR "
+                "caches all the same"
+            )
+            return _place(loaded, run)
+        placed = _place(loaded, run)
+        found = _filled(job, placed, run)
+        if found is None:
+            return placed
+        placed.release()
+    free_memory()
+    loader.add_columns(found)
+    return CachedTeacher(job.keys)
+
+
+def _filled(job: CacheJob, teacher: PlacedTeacher, run: Asking) -> CachedOutputs | None:
+    """The cache after it was filled; None where that is not possible, and the wish was `auto`."""
+    wish, screen = run.options.teacher_cache, run.screen
+    advance = screen.batches("teacher cache")
     try:
-        found = fill(
+        return fill(
             job,
-            placed,
+            teacher,
             run.accelerator,
-            reserved=run.reserved,
-            announce=lambda text: run.say(f"teacher cache: {text}; filled now, once for all"),
-            on_batch=run.progress("teacher cache"),
+            reserved=run.reserved if is_same_disk(job.folder, Path(run.options.output_dir)) else 0,
+            announce=lambda text: screen.say(f"teacher cache: {text}; the teacher is asked once for all"),
+            on_batch=advance,
         )
     except CacheNotFilledError as error:
         if wish != "auto":
             raise OptionError(f"--teacher_cache {wish}: {error}") from error
-        run.warn(f"the teacher is not cached and will be asked in every step: {error}")
-        return placed, None
-    placed.release()
-    free_memory()
-    return CachedTeacher(job.keys), found
+        screen.warn(f"teacher cache: none, the teacher is asked in every step: {error}")
+        return None
+    finally:
+        if advance is not None:
+            advance(1, 1)
 
 
 def free_memory() -> None:
@@ -133,15 +142,15 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def obstacle_to_cache(run: Setting) -> str | None:
+def obstacle_to_cache(options: TrainOptions, recipe: Recipe, task: Task) -> str | None:
     """Why a run needs its teacher in every step; None if a cache would say the same."""
-    if not run.task.features_are_fixed:
+    if not task.features_are_fixed:
         return "the features of this task are others in every epoch"
-    if run.options.distill_include_padding:
-        return "--distill_include_padding asks what it says on padding, which is another in every batch"
-    distillers = run.recipe.of(DistillationModifier)
+    if options.distill_include_padding:
+        return "--distill_include_padding asks what the teacher says on padding, which is another in every batch"
+    distillers = recipe.of(DistillationModifier)
     for modifier in distillers:
-        others = sorted(set(modifier.distill_output_keys or ()) - set(run.task.output_keys))
+        others = sorted(set(modifier.distill_output_keys or ()) - set(task.output_keys))
         if others:
             return f"distill_output_keys names {others[0]}, which is no output of the task and may be of any size"
         if modifier.teacher_input_keys is not None and "attention_mask" not in modifier.teacher_input_keys:
@@ -160,13 +169,13 @@ def distilled_steps(recipe: Recipe, steps_per_epoch: int, last_step: int) -> int
     return count
 
 
-def cache_job(loaded: LoadedTeacher, run: Setting) -> CacheJob:
+def cache_job(loaded: LoadedTeacher, run: Asking, loader: StepLoader) -> CacheJob:
     """What a cache for this run holds, and where it is. All ranks call this."""
-    options = run.options
+    options, features, collate = run.options, loader.batches.features, loader.batches.collate
     distillers = run.recipe.of(DistillationModifier)
     wanted = {key for modifier in distillers for key in modifier.distill_output_keys or run.task.output_keys}
     keys = tuple(key for key in run.task.output_keys if key in wanted)
-    made_of = on_main(run.accelerator, lambda: _made_of(loaded, run, keys))
+    made_of = on_main(run.accelerator, lambda: _made_of(loaded, run, keys, features, collate))
     key = fingerprint(made_of)
     root = (
         cache_folder(options.cache_dir) / "teachers" if options.teacher_cache == "auto" else Path(options.teacher_cache)
@@ -175,9 +184,9 @@ def cache_job(loaded: LoadedTeacher, run: Setting) -> CacheJob:
         folder=root / key,
         fingerprint=key,
         made_of=made_of,
-        features=run.features,
-        collate=run.collate,
-        padding_side=run.collate.padding_side if isinstance(run.collate, Collator) else "right",
+        features=features,
+        collate=collate,
+        padding_side=collate.padding_side if isinstance(collate, Collator) else "right",
         keys=keys,
         select=distillers[0].teacher_inputs,
         batch_size=options.per_device_train_batch_size,
@@ -186,7 +195,9 @@ def cache_job(loaded: LoadedTeacher, run: Setting) -> CacheJob:
     )
 
 
-def _made_of(loaded: LoadedTeacher, run: Setting, keys: tuple[str, ...]) -> dict[str, Any]:
+def _made_of(
+    loaded: LoadedTeacher, run: Asking, keys: tuple[str, ...], features: Features, collate: Collate
+) -> dict[str, Any]:
     """All that the bits of a cache depend on. How the teacher is spread, and over how many processes, is no part of it."""
     given = run.recipe.of(DistillationModifier)[0].teacher_input_keys
     return {
@@ -195,11 +206,11 @@ def _made_of(loaded: LoadedTeacher, run: Setting, keys: tuple[str, ...]) -> dict
         "inputs": sorted(loaded.accepted if given is None else loaded.accepted & set(given)),
         "task": run.task.name,
         "outputs": list(keys),
-        "features": {"count": len(run.features), "content": features_digest(run.features)},
+        "features": {"count": len(features), "content": features_digest(features)},
         "batches": {
-            "made_by": type(run.collate).__name__,
+            "made_by": type(collate).__name__,
             # Every collator is a dataclass of what its batches depend on.
-            **asdict(run.collate),  # type: ignore[call-overload]
+            **asdict(collate),  # type: ignore[call-overload]
             "features": run.options.per_device_train_batch_size,
         },
         "precision": run.precision,
@@ -209,7 +220,7 @@ def _made_of(loaded: LoadedTeacher, run: Setting, keys: tuple[str, ...]) -> dict
     }
 
 
-def _place(loaded: LoadedTeacher, run: Setting) -> PlacedTeacher:
+def _place(loaded: LoadedTeacher, run: Asking) -> PlacedTeacher:
     placed, line = place(loaded.take(), run.student, run.options, run.accelerator, run.precision, loaded.accepted)
-    run.say(line + (f"; {loaded.note}" if loaded.note else ""))
+    run.screen.say(f"{line}; it is {loaded.note}")
     return placed

@@ -13,9 +13,8 @@ from torch import nn
 from sparse_accel.errors import ModelError, OptionError
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers import PLACEMENTS, fitting
-from sparse_accel.runtime.teachers.placed import Rank
+from sparse_accel.runtime.teachers.placed import PlacedTeacher, Rank
 from sparse_accel.runtime.teachers.units import largest_gather, num_bytes
-from sparse_accel.session import Teacher
 
 
 def place(
@@ -25,7 +24,7 @@ def place(
     accelerator: Any,
     precision: str,
     accepted: frozenset[str],
-) -> tuple[Teacher, str]:
+) -> tuple[PlacedTeacher, str]:
     """The teacher, and one line on where it is. All ranks decide alike.
 
     Raises OptionError for a placement that the launch cannot have, ModelError for a teacher that fits nowhere.
