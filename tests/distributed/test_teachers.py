@@ -90,7 +90,8 @@ def test_a_run_with_a_sharded_teacher_gives_the_result_of_one_with_a_whole_one(t
     tiny_bert(tmp_path / "world/teacher", seed=1, layers=4, hidden=64)
     world |= {"optim": "sgd", "recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 2, "init_lr": 0.5}'}
     one = running.run(world, tmp_path / "one")
-    words = running.command(world, tmp_path / "two", gradient_accumulation_steps=1, teacher_placement="fsdp2")
+    changes = {"gradient_accumulation_steps": 1, "teacher_placement": "fsdp2", "teacher_cache": "off"}
+    words = running.command(world, tmp_path / "two", **changes)
     output = two(["-m", "sparse_accel", *words], ACCELERATE_USE_CPU="1")
     assert "fsdp2; with the student about" in output
     assert "Warning" not in output
