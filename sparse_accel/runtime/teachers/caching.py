@@ -6,7 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 import transformers
@@ -20,6 +20,7 @@ from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers.cache_fill import CacheJob, CacheNotFilledError, fill, look
 from sparse_accel.runtime.teachers.cache_key import describe_model, features_digest, fingerprint
 from sparse_accel.runtime.teachers.cache_store import FORMAT, CachedOutputs, is_same_disk
+from sparse_accel.runtime.teachers.fitting import layer_activations
 from sparse_accel.runtime.teachers.placed import PlacedTeacher
 from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.together import on_main
@@ -30,6 +31,9 @@ from sparse_accel.tasks.collating import Collate, Collator
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.files import cache_folder
 from sparse_accel.timeline import Clock
+
+_LARGEST_BATCH: Final = 32
+_BATCH_BYTES: Final = 5e8
 
 
 @dataclass
@@ -189,10 +193,18 @@ def cache_job(loaded: LoadedTeacher, run: Asking, loader: StepLoader) -> CacheJo
         padding_side=collate.padding_side if isinstance(collate, Collator) else "right",
         keys=keys,
         select=distillers[0].teacher_inputs,
-        batch_size=options.per_device_train_batch_size,
+        batch_size=made_of["batches"]["features"],
         dtype=options.teacher_cache_dtype,
         num_workers=options.dataloader_num_workers,
     )
+
+
+def fill_batch_size(model: Any, max_length: int) -> int:
+    """Features that the teacher is given at a time: as many as take half a GB in one of its layers, 32 at most. It follows from
+    the teacher alone, so that runs with other batches share its cache."""
+    config = model.config
+    one = layer_activations(hidden=config.hidden_size, heads=config.num_attention_heads, batch=1, length=max_length)
+    return max(1, min(_LARGEST_BATCH, int(_BATCH_BYTES // one)))
 
 
 def _made_of(
@@ -211,7 +223,7 @@ def _made_of(
             "made_by": type(collate).__name__,
             # Every collator is a dataclass of what its batches depend on.
             **asdict(collate),  # type: ignore[call-overload]
-            "features": run.options.per_device_train_batch_size,
+            "features": fill_batch_size(loaded.model, run.options.max_seq_length),
         },
         "precision": run.precision,
         "dtype": run.options.teacher_cache_dtype,
