@@ -74,6 +74,7 @@ def test_a_sharded_teacher_answers_as_a_whole_one_and_takes_half_the_memory(
         assert 0.49 < report["idle"] < 0.53
         assert report["peak"] < 0.75, "slices and what is gathered at one time"
         assert report["trainable"] == 0 and not report["training"]
+        assert report["freed"], "when it is let go nothing holds it"
         kinds = {"ddp", "fsdp2"} | ({"zero1", "zero2", "zero3"} if placement == "zero3" else set())
         assert set(report["beside"]) == kinds
         for student in report["beside"].values():

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from transformers import BertForQuestionAnswering
 
-from sparse_accel.errors import OptionError
+from sparse_accel.errors import ModelError, OptionError
 from sparse_accel.runtime import setup
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.pauses import Run
@@ -183,6 +184,18 @@ def test_a_disk_without_room_leaves_the_teacher_live_or_ends_a_run_that_named_it
     with pytest.raises(OptionError, match=r"--teacher_cache .*: 0.4 MB are free"), prepared(full, tmp_path / "full"):
         pass
     assert not (tmp_path / "full").exists() and not list((tmp_path / "teachers").glob("*"))
+
+
+def test_a_teacher_that_fits_only_before_the_student_is_there_fills_a_cache(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(6_000_000))
+    with pytest.raises(ModelError, match="does not fit"), prepared(world, tmp_path / "live", teacher_cache="off"):
+        pass
+    with prepared(world, tmp_path / "cached", teacher_cache=str(tmp_path / "teachers")) as run:
+        assert isinstance(run.session.teacher, CachedTeacher)
+    assert "replicated; alone about 4." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

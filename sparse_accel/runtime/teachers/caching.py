@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sparse_accel.errors import OptionError
+from sparse_accel.errors import ModelError, OptionError
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.batches import StepLoader
@@ -39,17 +39,15 @@ _BATCH_BYTES: Final = 5e8
 @dataclass
 class LoadedTeacher:
     """A teacher that is whole on the CPU and fits the student. `accepted` are the inputs that it is given; `note` is what the
-    whose it is. Without a model once `take` was called."""
+    whose it is."""
 
-    model: nn.Module | None
+    model: Any
     accepted: frozenset[str]
     note: str
 
-    def take(self) -> nn.Module:
-        """The model, which nothing here refers to any more."""
-        assert self.model is not None
-        model, self.model = self.model, None
-        return model
+    def let_go(self) -> None:
+        """Refer to the model no more."""
+        self.model = None
 
 
 @final
@@ -97,7 +95,7 @@ def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: in
         run.screen.warn(f"teacher cache: {job.folder} is not used: {problem}; it is made again")
     if found is not None:
         run.screen.say(f"teacher cache: {loaded.note} is read from {job.folder} and takes no memory")
-        loaded.take()
+        loaded.let_go()
     else:
         steps, epoch = distilled_steps(run.recipe, loader.steps_per_epoch, last_step), loader.steps_per_epoch
         if wish == "auto" and steps <= epoch:
@@ -106,8 +104,8 @@ def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: in
                 "caches all the same"
             )
             return _place(loaded, run)
-        placed = _place(loaded, run)
-        found = _filled(job, placed, run)
+        placed, stays = _place_to_fill(loaded, run)
+        found = _filled(job, placed, run, is_needed=wish != "auto" or not stays)
         if found is None:
             return placed
         placed.release()
@@ -116,8 +114,8 @@ def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: in
     return CachedTeacher(job.keys)
 
 
-def _filled(job: CacheJob, teacher: PlacedTeacher, run: Asking) -> CachedOutputs | None:
-    """The cache after it was filled; None where that is not possible, and the wish was `auto`."""
+def _filled(job: CacheJob, teacher: PlacedTeacher, run: Asking, *, is_needed: bool) -> CachedOutputs | None:
+    """The cache after it was filled; where that is not possible, an OptionError if it is needed, None if not."""
     wish, screen = run.options.teacher_cache, run.screen
     advance = screen.batches("teacher cache")
     try:
@@ -130,7 +128,7 @@ def _filled(job: CacheJob, teacher: PlacedTeacher, run: Asking) -> CachedOutputs
             on_batch=advance,
         )
     except CacheNotFilledError as error:
-        if wish != "auto":
+        if is_needed:
             raise OptionError(f"--teacher_cache {wish}: {error}") from error
         screen.warn(f"teacher cache: none, the teacher is asked in every step: {error}")
         return None
@@ -232,7 +230,18 @@ def _made_of(
     }
 
 
-def _place(loaded: LoadedTeacher, run: Asking) -> PlacedTeacher:
-    placed, line = place(loaded.take(), run.student, run.options, run.accelerator, run.precision, loaded.accepted)
+def _place_to_fill(loaded: LoadedTeacher, run: Asking) -> tuple[PlacedTeacher, bool]:
+    """The teacher beside the student, and True; or False where it fits only as long as the student is not there."""
+    try:
+        return _place(loaded, run), True
+    except ModelError:
+        return _place(loaded, run, is_alone=True), False
+
+
+def _place(loaded: LoadedTeacher, run: Asking, *, is_alone: bool = False) -> PlacedTeacher:
+    placed, line = place(
+        loaded.model, run.student, run.options, run.accelerator, run.precision, loaded.accepted, is_alone=is_alone
+    )
+    loaded.let_go()
     run.screen.say(f"{line}; it is {loaded.note}")
     return placed
