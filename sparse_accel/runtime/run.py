@@ -39,6 +39,7 @@ def train(options: TrainOptions) -> None:
             run.finish_training()
         finishing.finish(run)
     except KeyboardInterrupt:
+        run.background.finish()
         saved = checkpoints(run.output_dir)
         screen.say(
             "stopped; the same command goes on from "
