@@ -21,10 +21,20 @@ from sparse_accel.runtime.invariants import require_promises
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.preemption import Preempted, StopRequest
 from sparse_accel.runtime.together import on_main
-from sparse_accel.runtime.training import TrainState, read_window
+from sparse_accel.runtime.training import Reading, TrainState, read_window
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.timeline import Clock
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the log but for its losses, which are being read: how things stood at its step, in words and as values."""
+
+    reading: Reading
+    status: str
+    values: dict[str, Any]
+
 
 # Score and name of the best checkpoint, or twice None.
 Best = tuple[float | None, str | None]
@@ -46,6 +56,10 @@ class Run:
     evaluation: Evaluation | None = None
     evaluated_step: int = -1
     loss_text: str = ""
+    # A line of the log whose numbers are on their way from the device; one that reads late writes it a step later, so that
+    # no step waits.
+    line: Line | None = None
+    reads_late: bool = False
     # The step of the best checkpoint, once its model has taken the last one's place.
     held_step: int | None = None
     started: float = 0.0
@@ -62,19 +76,24 @@ class Run:
 
     def __post_init__(self) -> None:
         self.background = Background(self.session.accelerator)
+        self.reads_late = self.session.accelerator.device.type == "cuda"
 
     # ---- pauses of the loop
 
     def after_step(self, session: Session, state: TrainState) -> None:
         """Log, check, evaluate and save where their intervals say so; the clock stands after the step."""
         options, clock = self.options, state.clock
+        self.write_line()  # of the step before, which the device has behind it
         self._tell_of_failed_save()
         if self.screen.has_bar:
-            self.screen.step(clock.step, self._status(clock))
+            self.screen.step(clock.step, self._status(clock) + self.loss_text)
         first = options.logging_first_step and clock.step == 1
         if first or self._is_due(options.logging_strategy, options.logging_steps, clock):
-            self.log_window()
+            self.start_line()
+            if not self.reads_late:
+                self.write_line()
         if options.check_sparsity_every and clock.step % options.check_sparsity_every == 0:
+            self.write_line()
             require_promises(session, state)
         best_so_far = self._best
         if self._evaluation_is_due(clock):
@@ -113,35 +132,43 @@ class Run:
     def _status(self, clock: Clock) -> str:
         phase = PHASE_NAMES[current_phase(self.session.module)]
         rate = self.session.optimizer.param_groups[0]["lr"]
-        return f"epoch {clock.epoch:.2f}  {phase}  lr {rate:.3g}{self.loss_text}"
+        return f"epoch {clock.epoch:.2f}  {phase}  lr {rate:.3g}"
 
-    def log_window(self) -> None:
-        """Write one line of the log: the mean loss terms since the last one, the rate of the last step, the phase."""
-        session, state, clock = self.session, self.state, self.state.clock
-        means = read_window(session, state)
-        if not means:
+    def start_line(self) -> None:
+        """Begin a line of the log: the mean loss terms since the last one, the rate of the last step, the phase."""
+        session, clock = self.session, self.state.clock
+        reading = read_window(session, self.state)
+        if reading is None:
             return
         last = Clock(clock.step - 1, clock.steps_per_epoch)
-        values: dict[str, Any] = {
-            "epoch": round(clock.epoch, 4),
-            **means,
+        values = {
             "learning_rate": session.optimizer.param_groups[0]["lr"],
             "phase": PHASE_NAMES[current_phase(session.module)],
             **session.recipe.metrics(session, last),
         }
-        state.log_history.append({"step": clock.step, **values})
+        self.line = Line(reading, self._status(clock), values)
+
+    def write_line(self) -> None:
+        """Write the line that was begun, if there is one. Raises InvariantError for a loss that is not finite."""
+        line, self.line = self.line, None
+        if line is None:
+            return
+        clock, means = line.reading.clock, line.reading.values()
+        values: dict[str, Any] = {"epoch": round(clock.epoch, 4), **means, **line.values}
+        self.state.log_history.append({"step": clock.step, **values})
         terms = "  ".join(f"{name.removesuffix('_loss')} {means[name]:.4f}" for name in sorted(means) if name != "loss")
         self.loss_text = f"  loss {means['loss']:.4f}  ({terms})"
-        self.screen.line(clock.step, self._status(clock))
-        self._track(values)
+        self.screen.line(clock.step, line.status + self.loss_text)
+        self._track(clock, values)
 
-    def _track(self, values: dict[str, Any]) -> None:
+    def _track(self, clock: Clock, values: dict[str, Any]) -> None:
         for tracker in self.session.trackers:
-            tracker.log(self.state.clock.step, values)
+            tracker.log(clock.step, values)
 
     def evaluate_now(self, step: int) -> Evaluation:
         """Score the model as it is, which is that of `step`, on the validation set."""
         assert self.data.validation is not None
+        self.write_line()
         state = self.state
         self.evaluation = evaluate(
             self.session,
@@ -159,7 +186,7 @@ class Run:
         self.screen.say(f"step {step}  epoch {epoch:.2f}  {line}")
         if step == state.clock.step:  # an earlier one stands in the log already
             state.log_history.append({"step": step, "epoch": round(epoch, 4), **self.evaluation.metrics})
-            self._track(self.evaluation.metrics)
+            self._track(state.clock, self.evaluation.metrics)
         return self.evaluation
 
     def _remember_best(self, metrics: dict[str, float]) -> None:
@@ -188,6 +215,7 @@ class Run:
         Raises InvariantError rather than save a model that has broken a promise.
         """
         session, state, accelerator = self.session, self.state, self.session.accelerator
+        self.write_line()
         self.settle_save()
         require_promises(session, state)
         # The same answers on every rank: only the main process writes, and it may stand before another disk.
@@ -273,7 +301,9 @@ class Run:
 
     def finish_training(self) -> None:
         """Leave the loop: last log line, invariants, the best checkpoint where it was asked for."""
-        self.log_window()
+        self.write_line()
+        self.start_line()
+        self.write_line()
         self.settle_save()
         self.screen.stop_training()
         self.state.seconds += time.perf_counter() - self.started
