@@ -176,7 +176,7 @@ def packed_attention(
         # split, not slices: the gradients of all its parts are put together once, those of slices are as long as the whole.
         parts = [
             F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, scale=scale)
-            for q, k, v in zip(*(packed.split(lengths, dim=2) for packed in (query, key, value)), strict=True)
+            for q, k, v in zip(*(torch.split(packed, lengths, dim=2) for packed in (query, key, value)), strict=True)
             if q.size(2)
         ]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
