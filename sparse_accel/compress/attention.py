@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -173,17 +172,12 @@ def packed_attention(
     sequence, the quickest of the exact forms there.
     """
     if query.device.type == "cpu":
+        lengths = bounds.diff().tolist()
+        # split, not slices: the gradients of all its parts are put together once, those of slices are as long as the whole.
         parts = [
-            F.scaled_dot_product_attention(
-                query[:, :, first:last],
-                key[:, :, first:last],
-                value[:, :, first:last],
-                dropout_p=dropout,
-                is_causal=is_causal,
-                scale=scale,
-            )
-            for first, last in pairwise(bounds.tolist())
-            if last > first
+            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, scale=scale)
+            for q, k, v in zip(*(torch.split(packed, lengths, dim=2) for packed in (query, key, value)), strict=True)
+            if q.size(2)
         ]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
     if _has_flash_attention(query):

@@ -347,6 +347,13 @@ class TrainOptions:
     save_total_limit: int | None = _option(
         "Keep only the newest N checkpoints, and the best one.", GROUP_SAVING, None, minimum=1, shapes_weights=False
     )
+    async_checkpoints: bool = _option(
+        "Write a checkpoint while training goes on, from a copy in the main process's host memory that is as large as the"
+        " checkpoint; where that is not free, and with False, training waits.",
+        GROUP_SAVING,
+        True,
+        shapes_weights=False,
+    )
     load_best_model_at_end: bool = _option(
         "End with the best checkpoint rather than the last.", GROUP_SAVING, False, shapes_weights=False
     )

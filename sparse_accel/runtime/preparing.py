@@ -130,6 +130,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
         output_dir=output_dir,
         census_at_start=parts.census,
         reserved_bytes=sum(disk_needs),
+        snapshot_bytes=disk_needs[0],
         started=time.perf_counter(),
     )
 
