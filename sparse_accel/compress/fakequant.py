@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_accel.compress.kernels.rows import RowExtremes, rounded, row_extremes, straight_through
 from sparse_accel.errors import ModelError, suggestion
 
 # The smallest scale, so that a tensor of zeros has one (the value of torch.ao's observers).
@@ -84,22 +85,36 @@ def scale_and_zero_point(min_val: Tensor, max_val: Tensor, spec: QuantSpec) -> t
     return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, extremes: RowExtremes | None = None
+) -> Tensor:
+    """`reference_fake_quantize`, in the form that is fastest for `x`; the same bits, values and gradients.
+
+    `extremes` are those of x, for a caller that has them. Never waits for a device.
+    """
+    if spec.channel_axis is None and not torch.compiler.is_compiling():
+        extremes = row_extremes(x) if extremes is None else extremes
+        if extremes is not None:
+            return straight_through(x, rounded(x, scale, zero_point, spec.quant_min, spec.quant_max, extremes))
+        if x.is_cuda:
+            return torch.fake_quantize_per_tensor_affine(
+                x.float(), scale, zero_point, spec.quant_min, spec.quant_max
+            ).to(x.dtype)
+    return reference_fake_quantize(x, scale, zero_point, spec)
+
+
+def reference_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
     """`x` rounded to the grid, in x's dtype; computed in fp32 without waiting for the device.
 
     (clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max) - zero_point) * scale. The gradient passes straight
     through where x lies on the grid's range and is 0 where it was clamped (Bengio et al. 2013). Scale and zero point
-    are 0-dimensional, or one per index of `spec.channel_axis`.
+    are 0-dimensional, or one per index of `spec.channel_axis`. Plain operations: what a compiler fuses, and what the
+    other forms are tested against.
     """
     if spec.channel_axis is not None:
         shape = [1] * x.dim()
         shape[spec.channel_axis] = -1
         scale, zero_point = scale.view(shape), zero_point.view(shape)
-    elif x.is_cuda:
-        # One kernel there; on a CPU the same kernel is not vectorised and takes several times as long as `_Grid`.
-        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, spec.quant_min, spec.quant_max).to(
-            x.dtype
-        )
     return _on_grid(x, scale, zero_point, spec.quant_min, spec.quant_max)
 
 
@@ -111,8 +126,8 @@ def _symmetric_zero_point(spec: QuantSpec) -> int:
 
 
 class _Grid(torch.autograd.Function):
-    """Fake quantization in five passes over the tensor, for one scale or one per channel; torch's own per-channel kernel
-    reads its zero points on the host each call. The same bits as torch.fake_quantize_per_tensor_affine."""
+    """Fake quantization for one scale or one per channel; torch's own per-channel kernel reads its zero points on the host
+    each call. The same bits as torch.fake_quantize_per_tensor_affine."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, scale_and_zero_point
+from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
 from sparse_accel.errors import ModelError
 
 ReduceMax = Callable[[Tensor], Tensor]
@@ -79,9 +80,9 @@ class Quantizer(nn.Module):
         """Whether forward hands its tensor on untouched and unseen."""
         return self.phase is Phase.OFF and not self.calibrating
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def fake_quantize(self, x: Tensor, extremes: RowExtremes | None = None) -> Tensor:
         """`x` on the present grid, whatever the phase."""
-        return fake_quantize(x, self.scale, self.zero_point, self.spec)
+        return fake_quantize(x, self.scale, self.zero_point, self.spec, extremes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         # model.half() or .bfloat16() must move ranges, not round them.
@@ -155,15 +156,20 @@ class ActivationQuantizer(Quantizer):
         """`x` on the present grid; `token_dims` are the dims of x that run over tokens (dim 0 runs over the batch)."""
         if self.is_idle:
             return x
+        extremes = None
         if self.calibrating or (self.training and self.phase is Phase.OBSERVE):
-            self._collect(x.detach(), token_dims)
-        return x if self.calibrating else self.fake_quantize(x)
+            extremes = row_extremes(x)
+            self._collect(x.detach(), token_dims, extremes)
+        if self.calibrating:
+            return x
+        return self.fake_quantize(x) if extremes is None else self.fake_quantize(x, extremes)
 
     @torch.no_grad()
-    def _collect(self, x: Tensor, token_dims: tuple[int, ...]) -> None:
+    def _collect(self, x: Tensor, token_dims: tuple[int, ...], extremes: RowExtremes | None) -> None:
         if not self.context.counts:
             return
-        low, high = observed_range(x, None if self.context.observe_padding else self.context.tokens, token_dims)
+        tokens = None if self.context.observe_padding else self.context.tokens
+        low, high = observed_range(x, tokens, token_dims, extremes)
         if self.pending is not None:
             low, high = torch.minimum(low, self.pending[0]), torch.maximum(high, self.pending[1])
         self.pending = (low, high)
@@ -174,22 +180,27 @@ class ActivationQuantizer(Quantizer):
         self.has_range = False
 
 
-def observed_range(x: Tensor, tokens: Tensor | None, token_dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+def observed_range(
+    x: Tensor, tokens: Tensor | None, token_dims: Sequence[int], extremes: RowExtremes | None = None
+) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of `x` (fp32, shape ()) over the entries whose every token is real.
 
     `tokens` is bool [batch, length] or None for all. Dim 0 of x is the batch (of size 1 where all its rows share x, as
     for position embeddings: then a position counts if it is real in any row). A tensor that the tokens do not fit is
-    observed whole. Returns (inf, -inf) when no token is real.
+    observed whole. Returns (inf, -inf) when no token is real. `extremes` are those of x, where they are known.
     """
     if tokens is None or not _fits(x, tokens, token_dims):
-        low, high = torch.aminmax(x)
+        low, high = torch.aminmax(x) if extremes is None else (extremes.low.amin(), extremes.high.amax())
         return low.float(), high.float()
     if x.shape[0] == 1:
         tokens = tokens.any(0, keepdim=True)
     # Feature dims first: what is left to mask has one value per token, or per pair of tokens. Not aminmax: along a dim
     # it is ten times slower on CPU than amin and amax together.
     features = [dim for dim in range(1, x.dim()) if dim not in token_dims]
-    low, high = x.amin(features), x.amax(features)
+    if extremes is not None and _is_one_row_per_token(x, extremes, token_dims):
+        low, high = extremes.low.view(tokens.shape), extremes.high.view(tokens.shape)
+    else:
+        low, high = x.amin(features), x.amax(features)
     real = tokens
     if len(token_dims) == 2:
         real = tokens.unsqueeze(2) & tokens.unsqueeze(1)
@@ -202,6 +213,16 @@ def _fits(x: Tensor, tokens: Tensor, token_dims: Sequence[int]) -> bool:
         x.dim() > max(*token_dims, len(token_dims) + 1)
         and x.shape[0] in (1, batch)
         and all(x.shape[dim] == length for dim in token_dims)
+    )
+
+
+def _is_one_row_per_token(x: Tensor, extremes: RowExtremes, token_dims: Sequence[int]) -> bool:
+    """Whether the rows are the tokens of one feature after the other."""
+    leading = (0, token_dims[0])
+    return (
+        len(token_dims) == 1
+        and extremes.order[:2] == leading
+        and extremes.low.numel() == x.shape[0] * x.shape[token_dims[0]]
     )
 
 

@@ -1,0 +1,147 @@
+"""Fake quantization of one tensor with one scale on a CPU: what is clamped is looked for in the rows that hold it.
+
+Where time goes on a CPU is memory: a new tensor costs several times what it costs to work on one that is there. Moving
+averages leave a few values of a few rows off the grid. So the smallest and largest value of each row are found first (an
+observer wants them anyway), the tensor is scaled and rounded in one new tensor, and only rows that leave the grid are
+clamped and remembered for backward. A tensor that stays on its grid has nothing to remember: its gradient passes as it is.
+
+Numbers of the grid are read on the host, which waits for nothing on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Below this many entries the plain form is as fast.
+_SMALLEST = 4096
+# The shortest row that is worth its own smallest and largest value.
+_SHORTEST_ROW = 128
+# With more than this share of rows off the grid, all are clamped.
+_FEW = 0.25
+
+
+class RowExtremes(NamedTuple):
+    """The smallest and largest value of each row of a tensor; NaN where a row has one.
+
+    Rows are runs of `length` entries that are neighbours in memory: `order` holds the tensor's dims from the slowest to
+    the fastest there.
+    """
+
+    order: tuple[int, ...]
+    length: int
+    low: Tensor
+    high: Tensor
+
+
+class Inside(NamedTuple):
+    """Where a tensor lay on its grid's range: bool [num_rows, length] for the rows `indices`, True in all others; or for
+    all rows, where `indices` is None."""
+
+    order: tuple[int, ...]
+    indices: Tensor | None
+    rows: Tensor
+
+    def masked(self, gradient: Tensor) -> Tensor:
+        """A new tensor: the gradient where this is True, times 0 elsewhere."""
+        ordered = gradient.permute(self.order).contiguous()
+        shape, length = ordered.shape, self.rows.shape[-1]
+        if self.indices is None:
+            ordered = (ordered.view(-1, length) * self.rows).view(shape)
+        else:
+            if ordered.data_ptr() == gradient.data_ptr():
+                ordered = ordered.clone()
+            rows = ordered.view(-1, length)
+            rows[self.indices] = rows[self.indices] * self.rows
+        return ordered.permute(_inverse(self.order))
+
+
+class Rounded(NamedTuple):
+    """A tensor on its grid, and where it was not clamped; None is everywhere."""
+
+    value: Tensor
+    inside: Inside | None
+
+
+def row_extremes(x: Tensor) -> RowExtremes | None:
+    """The extremes of `x`, or None where this module has no form for it: not on a CPU, small, not dense in memory, or
+    within a graph that is being traced."""
+    if not x.is_cpu or x.numel() < _SMALLEST or torch.compiler.is_compiling():
+        return None
+    strides = x.stride()
+    order = tuple(sorted(range(x.dim()), key=lambda dim: -strides[dim]))
+    ordered = x.detach().permute(order)
+    if not ordered.is_contiguous():
+        return None
+    length = 1
+    for size in reversed(ordered.shape):
+        length *= size
+        if length >= _SHORTEST_ROW:
+            break
+    rows = ordered.view(-1, length)
+    # Not aminmax: along a dim it is ten times slower on CPU than amin and amax together.
+    return RowExtremes(order, length, rows.amin(1), rows.amax(1))
+
+
+@torch.no_grad()
+def rounded(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, extremes: RowExtremes
+) -> Rounded:
+    """`x`, whose rows have these `extremes`, on the grid; the bits of `fakequant.reference_fake_quantize`."""
+    factor, offset = (1.0 / scale).item(), int(zero_point.item())
+    lowest, highest = float(quant_min - offset), float(quant_max - offset)
+    # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
+    steps = (x.detach() * factor if x.dtype == torch.float32 else x.detach().float().mul_(factor)).round_()
+    # Scaling and rounding keep the order, so that the extremes of the steps are the steps of the extremes.
+    low, high = (extreme.float().mul(factor).round_() for extreme in (extremes.low, extremes.high))
+    # A NaN is not on the grid either.
+    off = ((low >= lowest) & (high <= highest)).logical_not_().nonzero().squeeze(1)
+    inside = None
+    if off.numel():
+        rows = steps.permute(extremes.order).view(-1, extremes.length)
+        few = off.numel() <= _FEW * rows.shape[0]
+        affected = rows[off] if few else rows
+        clamped = affected.clamp(lowest, highest)
+        inside = Inside(extremes.order, off if few else None, clamped == affected)
+        if few:
+            rows[off] = clamped
+        else:
+            rows.copy_(clamped)
+    return Rounded(steps.mul_(scale.item()).to(x.dtype), inside)
+
+
+def straight_through(x: Tensor, rounded: Rounded) -> Tensor:
+    """The rounded value as a function of `x`: the gradient passes where x lay on the grid's range, else it is 0.
+
+    A value may serve several times; each is a tensor of its own to autograd.
+    """
+    return _pass(x, rounded)
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Rounded) -> Tensor:
+        ctx.order, ctx.dtype = None, x.dtype
+        if rounded.inside is not None:
+            order, indices, rows = rounded.inside
+            ctx.order = order
+            ctx.save_for_backward(rows, *(() if indices is None else (indices,)))
+        return rounded.value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = grads[0].to(ctx.dtype)
+        if ctx.order is None:
+            return gradient, None
+        rows, *indices = ctx.saved_tensors
+        return Inside(ctx.order, indices[0] if indices else None, rows).masked(gradient), None
+
+
+_pass: Callable[[Tensor, Rounded], Tensor] = _StraightThrough.apply
