@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_accel.compress.kernels.rows import RowExtremes, rounded, row_extremes, straight_through
+from sparse_accel.compress.kernels.rows import RowExtremes, rounded, row_extremes
+from sparse_accel.compress.kernels.straight_through import Inside, Rounded, straight_through
 from sparse_accel.errors import ModelError, suggestion
 
 # The smallest scale, so that a tensor of zeros has one (the value of torch.ao's observers).
@@ -103,6 +104,17 @@ def fake_quantize(
     return reference_fake_quantize(x, scale, zero_point, spec)
 
 
+@torch.no_grad()
+def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Rounded:
+    """The value of `fake_quantize`, and where its gradient passes, for a caller that uses them several times."""
+    extremes = row_extremes(x) if spec.channel_axis is None else None
+    if extremes is not None:
+        return rounded(x, scale, zero_point, spec.quant_min, spec.quant_max, extremes)
+    scale, zero_point = _per_channel(x, scale, zero_point, spec)
+    value, inside = _clamped(x, scale, zero_point, spec.quant_min, spec.quant_max)
+    return Rounded(value, Inside(inside))
+
+
 def reference_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
     """`x` rounded to the grid, in x's dtype; computed in fp32 without waiting for the device.
 
@@ -111,11 +123,27 @@ def reference_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: 
     are 0-dimensional, or one per index of `spec.channel_axis`. Plain operations: what a compiler fuses, and what the
     other forms are tested against.
     """
-    if spec.channel_axis is not None:
-        shape = [1] * x.dim()
-        shape[spec.channel_axis] = -1
-        scale, zero_point = scale.view(shape), zero_point.view(shape)
+    scale, zero_point = _per_channel(x, scale, zero_point, spec)
     return _on_grid(x, scale, zero_point, spec.quant_min, spec.quant_max)
+
+
+def _per_channel(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in a shape that is broadcast over `x`."""
+    if spec.channel_axis is None:
+        return scale, zero_point
+    shape = [1] * x.dim()
+    shape[spec.channel_axis] = -1
+    return scale.view(shape), zero_point.view(shape)
+
+
+def _clamped(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """`x` on the grid, in its dtype, and where it lay on the grid's range (bool)."""
+    inverse = 1.0 / scale
+    # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
+    steps = (x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)).round_()
+    clamped = torch.clamp(steps, (quant_min - zero_point).float(), (quant_max - zero_point).float())
+    inside = clamped == steps
+    return clamped.mul_(scale).to(x.dtype), inside
 
 
 def _symmetric_zero_point(spec: QuantSpec) -> int:
@@ -131,12 +159,9 @@ class _Grid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-        inverse = 1.0 / scale
-        # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
-        steps = (x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)).round_()
-        clamped = torch.clamp(steps, (quant_min - zero_point).float(), (quant_max - zero_point).float())
-        ctx.save_for_backward(clamped == steps)
-        return clamped.mul_(scale).to(x.dtype)
+        value, inside = _clamped(x, scale, zero_point, quant_min, quant_max)
+        ctx.save_for_backward(inside)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

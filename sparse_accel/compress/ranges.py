@@ -8,16 +8,19 @@ weight is the same for every micro-batch and rank: its range moves in the first 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, scale_and_zero_point
+from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, round_to_grid, scale_and_zero_point
+from sparse_accel.compress.kept_weights import KeptWeight, versions
 from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
+from sparse_accel.compress.kernels.straight_through import Rounded
 from sparse_accel.errors import ModelError
 
 ReduceMax = Callable[[Tensor], Tensor]
@@ -44,6 +47,14 @@ class ObservationContext:
         self.counts = True
         self.step = 0
         self.tokens: Tensor | None = None
+        # Whether layers may keep the form of their weight from a step's first micro-batch to its last. Only for whom
+        # weights are whole outside forward, and change at the end of the step alone.
+        self.keeps_weights = False
+        self.kept_weights: dict[nn.Module, KeptWeight] = {}
+
+    def keeps_weight_of(self, layer: nn.Module) -> bool:
+        """Whether the form of this layer's weight is to be kept in this forward."""
+        return self.keeps_weights and layer.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = None if self.observe_padding else kwargs.get("attention_mask")
@@ -65,6 +76,7 @@ class Quantizer(nn.Module):
         self, spec: QuantSpec, context: ObservationContext, channels: int | None = None, device: Any = None
     ) -> None:
         super().__init__()
+        structure_changed()
         shape = () if channels is None else (channels,)
         self.spec = spec
         self.context = context
@@ -139,6 +151,16 @@ class WeightQuantizer(Quantizer):
     def quantize(self, part: Tensor) -> Tensor:
         """A part of the weight on the grid of the whole, which was observed before; float when off or calibrating."""
         return part if self.phase is Phase.OFF or self.calibrating else self.fake_quantize(part)
+
+    def rounded(self, part: Tensor) -> Rounded:
+        """The value of `quantize`, without a graph, and where its gradient passes."""
+        if self.phase is Phase.OFF or self.calibrating:
+            return Rounded(part, None)
+        return round_to_grid(part, self.scale, self.zero_point, self.spec)
+
+    def facts(self) -> Hashable:
+        """What `rounded` depends on besides the weight, without looking at numbers."""
+        return self.phase, self.calibrating, versions(self.scale, self.zero_point)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -245,27 +267,32 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
 
 def set_phase(model: nn.Module, phase: Phase) -> None:
     """Say what all quantizers of the model do from now on."""
-    for quantizer in quantizers(model).values():
-        quantizer.phase = phase
+    for quantizer in _parts(model).quantizers:
+        if quantizer.phase is not phase:
+            quantizer.phase = phase
 
 
 def begin_step(model: nn.Module, step: int) -> None:
     """Tell the quantizers which optimizer step begins: weights are observed once in it."""
-    context = _context(model)
-    if context is not None:
+    for context in _parts(model).contexts:
         context.step = step
 
 
 def observe_tokens(model: nn.Module, counts: bool) -> None:
     """Say whether the micro-batch that follows takes part in activation ranges."""
-    context = _context(model)
-    if context is not None:
+    for context in _parts(model).contexts:
         context.counts = counts
 
 
-def _context(model: nn.Module) -> ObservationContext | None:
-    """The one that all quantizers of the model share."""
-    return next((module.context for module in model.modules() if isinstance(module, Quantizer)), None)
+def keep_weights(model: nn.Module, keeps: bool) -> None:
+    """Say whether layers may keep what they compute with from a step's first micro-batch to its last.
+
+    For backends that have each weight whole outside forward, and change it only between `end_step` and the first forward
+    after the next `begin_step`.
+    """
+    for context in _parts(model).contexts:
+        context.keeps_weights = keeps
+        context.kept_weights.clear()
 
 
 def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:
@@ -274,6 +301,8 @@ def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:
     `reduce_max` takes one fp32 vector and gives its elementwise maximum over ranks; it is called once, with the same
     length on every rank, or not at all when nothing observes.
     """
+    for context in _parts(model).contexts:
+        context.kept_weights.clear()
     observing = [q for q in _activations(model) if q.calibrating or q.phase is Phase.OBSERVE]
     for group, lows, highs in _collected(observing, reduce_max):
         spec = group[0].spec
@@ -359,8 +388,38 @@ def load_quantization_state(model: nn.Module, state: Mapping[str, Tensor]) -> No
         quantizer.load_state_dict({key: state[f"{name}.{key}"] for key in keys})
 
 
+class _Parts(NamedTuple):
+    """What the functions of each step need of a model: found once, since walking all modules takes milliseconds."""
+
+    quantizers: tuple[Quantizer, ...]
+    # One, but for a model that was put together from installed parts.
+    contexts: tuple[ObservationContext, ...]
+
+
+_known_parts: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+
+
+def structure_changed() -> None:
+    """Say that a model may have gained or lost quantizers."""
+    _known_parts.clear()
+
+
+def _parts(model: nn.Module) -> _Parts:
+    parts = _known_parts.get(model)
+    if parts is None:
+        contexts = {
+            id(context): context
+            for module in model.modules()
+            if isinstance(context := getattr(module, "context", None), ObservationContext)
+        }
+        parts = _Parts(tuple(quantizers(model).values()), tuple(contexts.values()))
+        if not isinstance(model, Quantizer):  # which the entry would keep alive itself
+            _known_parts[model] = parts
+    return parts
+
+
 def _activations(model: nn.Module) -> list[ActivationQuantizer]:
-    return [q for q in quantizers(model).values() if isinstance(q, ActivationQuantizer)]
+    return [q for q in _parts(model).quantizers if isinstance(q, ActivationQuantizer)]
 
 
 def _collected(

@@ -10,11 +10,12 @@ Numbers of the grid are read on the host, which waits for nothing on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sparse_accel.compress.kernels.straight_through import Inside, Rounded
 
 # Below this many entries the plain form is as fast.
 _SMALLEST = 4096
@@ -35,35 +36,6 @@ class RowExtremes(NamedTuple):
     length: int
     low: Tensor
     high: Tensor
-
-
-class Inside(NamedTuple):
-    """Where a tensor lay on its grid's range: bool [num_rows, length] for the rows `indices`, True in all others; or for
-    all rows, where `indices` is None."""
-
-    order: tuple[int, ...]
-    indices: Tensor | None
-    rows: Tensor
-
-    def masked(self, gradient: Tensor) -> Tensor:
-        """A new tensor: the gradient where this is True, times 0 elsewhere."""
-        ordered = gradient.permute(self.order).contiguous()
-        shape, length = ordered.shape, self.rows.shape[-1]
-        if self.indices is None:
-            ordered = (ordered.view(-1, length) * self.rows).view(shape)
-        else:
-            if ordered.data_ptr() == gradient.data_ptr():
-                ordered = ordered.clone()
-            rows = ordered.view(-1, length)
-            rows[self.indices] = rows[self.indices] * self.rows
-        return ordered.permute(_inverse(self.order))
-
-
-class Rounded(NamedTuple):
-    """A tensor on its grid, and where it was not clamped; None is everywhere."""
-
-    value: Tensor
-    inside: Inside | None
 
 
 def row_extremes(x: Tensor) -> RowExtremes | None:
@@ -105,43 +77,9 @@ def rounded(
         few = off.numel() <= _FEW * rows.shape[0]
         affected = rows[off] if few else rows
         clamped = affected.clamp(lowest, highest)
-        inside = Inside(extremes.order, off if few else None, clamped == affected)
+        inside = Inside(clamped == affected, off if few else None, extremes.order)
         if few:
             rows[off] = clamped
         else:
             rows.copy_(clamped)
     return Rounded(steps.mul_(scale.item()).to(x.dtype), inside)
-
-
-def straight_through(x: Tensor, rounded: Rounded) -> Tensor:
-    """The rounded value as a function of `x`: the gradient passes where x lay on the grid's range, else it is 0.
-
-    A value may serve several times; each is a tensor of its own to autograd.
-    """
-    return _pass(x, rounded)
-
-
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rounded: Rounded) -> Tensor:
-        ctx.order, ctx.dtype = None, x.dtype
-        if rounded.inside is not None:
-            order, indices, rows = rounded.inside
-            ctx.order = order
-            ctx.save_for_backward(rows, *(() if indices is None else (indices,)))
-        return rounded.value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = grads[0].to(ctx.dtype)
-        if ctx.order is None:
-            return gradient, None
-        rows, *indices = ctx.saved_tensors
-        return Inside(ctx.order, indices[0] if indices else None, rows).masked(gradient), None
-
-
-_pass: Callable[[Tensor, Rounded], Tensor] = _StraightThrough.apply
