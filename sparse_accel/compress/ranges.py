@@ -22,6 +22,7 @@ from sparse_accel.compress.kept_weights import KeptWeight, versions
 from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
 from sparse_accel.compress.kernels.straight_through import Rounded
 from sparse_accel.errors import ModelError
+from sparse_accel.packing import BOUNDS
 
 ReduceMax = Callable[[Tensor], Tensor]
 
@@ -57,6 +58,8 @@ class ObservationContext:
         return self.keeps_weights and layer.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if BOUNDS in kwargs:
+            return  # a packed batch has no padding; `observe_tokens` says what of it is real
         mask = None if self.observe_padding else kwargs.get("attention_mask")
         self.tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
@@ -278,10 +281,11 @@ def begin_step(model: nn.Module, step: int) -> None:
         context.step = step
 
 
-def observe_tokens(model: nn.Module, counts: bool) -> None:
-    """Say whether the micro-batch that follows takes part in activation ranges."""
+def observe_tokens(model: nn.Module, counts: bool, real_tokens: Tensor | None = None) -> None:
+    """Say whether the micro-batch that follows takes part in activation ranges, and of a packed one which tokens do, bool
+    [1, T]; None for all."""
     for context in _parts(model).contexts:
-        context.counts = counts
+        context.counts, context.tokens = counts, real_tokens
 
 
 def keep_weights(model: nn.Module, keeps: bool) -> None:
