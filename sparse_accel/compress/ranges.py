@@ -182,19 +182,39 @@ class ActivationQuantizer(Quantizer):
         if self.is_idle:
             return x
         extremes = None
-        if self.calibrating or (self.training and self.phase is Phase.OBSERVE):
+        if self.observes:
             extremes = row_extremes(x)
             self._collect(x.detach(), token_dims, extremes)
         if self.calibrating:
             return x
         return self.fake_quantize(x) if extremes is None else self.fake_quantize(x, extremes)
 
+    @property
+    def observes(self) -> bool:
+        """Whether a forward lets the range see its tensor."""
+        return self.calibrating or (self.training and self.phase is Phase.OBSERVE)
+
+    @torch.no_grad()
+    def see_pairs(self, x: Tensor, part: slice, extremes: RowExtremes) -> None:
+        """Let the range see x [heads, queries, keys], whose rows have these `extremes`, if this forward observes; queries
+        and keys are the tokens `part` of a packed batch on a CPU."""
+        if not self.observes or not self.context.counts:
+            return
+        tokens = None if self.context.observe_padding else self.context.tokens
+        real = None if tokens is None else tokens[0, part].nonzero().squeeze(1)
+        if real is None or len(real) == x.shape[1]:
+            self._widen(extremes.low.amin(), extremes.high.amax())
+        elif len(real):
+            self._widen(*torch.aminmax(x[:, real][:, :, real]))
+
     @torch.no_grad()
     def _collect(self, x: Tensor, token_dims: tuple[int, ...], extremes: RowExtremes | None) -> None:
         if not self.context.counts:
             return
         tokens = None if self.context.observe_padding else self.context.tokens
-        low, high = observed_range(x, tokens, token_dims, extremes)
+        self._widen(*observed_range(x, tokens, token_dims, extremes))
+
+    def _widen(self, low: Tensor, high: Tensor) -> None:
         if self.pending is not None:
             low, high = torch.minimum(low, self.pending[0]), torch.maximum(high, self.pending[1])
         self.pending = (low, high)

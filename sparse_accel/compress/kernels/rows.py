@@ -38,10 +38,10 @@ class RowExtremes(NamedTuple):
     high: Tensor
 
 
-def row_extremes(x: Tensor) -> RowExtremes | None:
-    """The extremes of `x`, or None where this module has no form for it: not on a CPU, small, not dense in memory, or
-    within a graph that is being traced."""
-    if not x.is_cpu or x.numel() < _SMALLEST or torch.compiler.is_compiling():
+def row_extremes(x: Tensor, smallest: int = _SMALLEST) -> RowExtremes | None:
+    """The extremes of `x`, or None where this module has no form for it: not on a CPU, smaller than `smallest`, not dense
+    in memory, or within a graph that is being traced."""
+    if not x.is_cpu or x.numel() < max(smallest, 1) or torch.compiler.is_compiling():
         return None
     strides = x.stride()
     order = tuple(sorted(range(x.dim()), key=lambda dim: -strides[dim]))
@@ -63,10 +63,29 @@ def rounded(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, extremes: RowExtremes
 ) -> Rounded:
     """`x`, whose rows have these `extremes`, on the grid; the bits of `fakequant.reference_fake_quantize`."""
+    # A tensor that had to be cast is ours to overwrite.
+    own = x.dtype != torch.float32
+    steps = x.detach().float().mul_((1.0 / scale).item()) if own else x.detach() * (1.0 / scale).item()
+    inside = _put_on_grid(steps, scale, zero_point, quant_min, quant_max, extremes)
+    return Rounded(steps.to(x.dtype), inside)
+
+
+@torch.no_grad()
+def rounded_in_place(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, extremes: RowExtremes
+) -> Inside | None:
+    """`rounded`, overwriting a float32 `x`."""
+    return _put_on_grid(x.mul_((1.0 / scale).item()), scale, zero_point, quant_min, quant_max, extremes)
+
+
+def _put_on_grid(
+    steps: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, extremes: RowExtremes
+) -> Inside | None:
+    """Make of x * (1 / scale) what fake quantization makes of x, in place; `extremes` are those of x."""
     factor, offset = (1.0 / scale).item(), int(zero_point.item())
+    # In steps of the grid away from 0.
     lowest, highest = float(quant_min - offset), float(quant_max - offset)
-    # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
-    steps = (x.detach() * factor if x.dtype == torch.float32 else x.detach().float().mul_(factor)).round_()
+    steps.round_()
     # Scaling and rounding keep the order, so that the extremes of the steps are the steps of the extremes.
     low, high = (extreme.float().mul(factor).round_() for extreme in (extremes.low, extremes.high))
     # A NaN is not on the grid either.
@@ -82,4 +101,5 @@ def rounded(
             rows[off] = clamped
         else:
             rows.copy_(clamped)
-    return Rounded(steps.mul_(scale.item()).to(x.dtype), inside)
+    steps.mul_(scale.item())
+    return inside

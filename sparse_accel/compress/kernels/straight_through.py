@@ -36,6 +36,17 @@ class Inside(NamedTuple):
             rows[self.indices] = rows[self.indices] * self.rows
         return ordered.permute(sorted(range(len(shape)), key=self.order.__getitem__))
 
+    def mask_in_place(self, gradient: Tensor) -> None:
+        """`masked`, on a gradient that is dense in memory and the caller's own."""
+        if self.order is None:
+            gradient.mul_(self.rows)
+            return
+        rows = gradient.permute(self.order).view(-1, self.rows.shape[-1])
+        if self.indices is None:
+            rows.mul_(self.rows)
+        else:
+            rows[self.indices] = rows[self.indices] * self.rows
+
 
 class Rounded(NamedTuple):
     """A tensor on its grid, and where it was not clamped; None is everywhere."""
