@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,11 +100,30 @@ def fake_quantize(
         extremes = row_extremes(x) if extremes is None else extremes
         if extremes is not None:
             return straight_through(x, rounded(x, scale, zero_point, spec.quant_min, spec.quant_max, extremes))
+        kernel = kernel_for(x)
+        if kernel is not None:
+            value, *_ = kernel.fake_quantize_and_observe(x, scale, zero_point, spec.quant_min, spec.quant_max, None)
+            return value  # type: ignore[no-any-return]
         if x.is_cuda:
             return torch.fake_quantize_per_tensor_affine(
                 x.float(), scale, zero_point, spec.quant_min, spec.quant_max
             ).to(x.dtype)
     return reference_fake_quantize(x, scale, zero_point, spec)
+
+
+def kernel_for(x: Tensor) -> Any:
+    """The module `kernels.triton_grid` if `x` is for it: on a GPU, dense in memory, not being traced; else None."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return None
+    kernel = _triton_grid()
+    return kernel if kernel is not None and kernel.is_dense(x) else None
+
+
+@cache
+def _triton_grid() -> Any:
+    """The GPU's kernels, or None where Triton is missing."""
+    found = importlib.util.find_spec("triton") is not None
+    return importlib.import_module("sparse_accel.compress.kernels.triton_grid") if found else None
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, round_to_grid, scale_and_zero_point
+from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, kernel_for, round_to_grid, scale_and_zero_point
 from sparse_accel.compress.kept_weights import KeptWeight, versions
 from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
 from sparse_accel.compress.kernels.straight_through import Rounded
@@ -181,6 +181,9 @@ class ActivationQuantizer(Quantizer):
         """`x` on the present grid; `token_dims` are the dims of x that run over tokens (dim 0 runs over the batch)."""
         if self.is_idle:
             return x
+        kernel = None if self.calibrating else kernel_for(x)
+        if kernel is not None:
+            return self._by_kernel(kernel, x, token_dims)
         extremes = None
         if self.observes:
             extremes = row_extremes(x)
@@ -188,6 +191,19 @@ class ActivationQuantizer(Quantizer):
         if self.calibrating:
             return x
         return self.fake_quantize(x) if extremes is None else self.fake_quantize(x, extremes)
+
+    def _by_kernel(self, kernel: Any, x: Tensor, token_dims: tuple[int, ...]) -> Tensor:
+        """Fake-quantize and observe in one pass."""
+        observed = None
+        if self.observes and self.context.counts:
+            tokens = None if self.context.observe_padding else self.context.tokens
+            observed = kernel.Observed(*observed_entries(x, tokens, token_dims))
+        value, low, high = kernel.fake_quantize_and_observe(
+            x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, observed
+        )
+        if observed is not None:
+            self._widen(low, high)
+        return value  # type: ignore[no-any-return]
 
     @property
     def observes(self) -> bool:
@@ -250,6 +266,21 @@ def observed_range(
     if len(token_dims) == 2:
         real = tokens.unsqueeze(2) & tokens.unsqueeze(1)
     return low.float().masked_fill(~real, torch.inf).amin(), high.float().masked_fill(~real, -torch.inf).amax()
+
+
+def observed_entries(
+    x: Tensor, tokens: Tensor | None, token_dims: Sequence[int]
+) -> tuple[Tensor | None, int, int, int, int]:
+    """`observed_range` said for a kernel that counts through the memory of a dense `x`: the fields of
+    `kernels.triton_grid.Observed`."""
+    if tokens is None or not _fits(x, tokens, token_dims):
+        return None, 1, 1, 1, 1
+    batch = x.numel() if x.shape[0] == 1 else x.stride(0)
+    if batch * x.shape[0] != x.numel():
+        raise ValueError(f"features follow each other in memory; got strides {x.stride()} for {tuple(x.shape)}")
+    if x.shape[0] == 1:
+        tokens = tokens.any(0, keepdim=True)
+    return tokens.contiguous(), batch, tokens.shape[1], x.stride(token_dims[0]), x.stride(token_dims[-1])
 
 
 def _fits(x: Tensor, tokens: Tensor, token_dims: Sequence[int]) -> bool:
