@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.compress.layers import QuantizedMatMul
+from sparse_accel.compress.packed_products import has_packed_products, packed_products
 from sparse_accel.compress.ranges import ActivationQuantizer
 from sparse_accel.packing import BOUNDS, LONGEST, places
 
@@ -122,6 +123,20 @@ def packed_attention_by_products(
     """`attention_by_products` of packed sequences [1, heads, T, head_dim], which are laid out [N, heads, S, head_dim] for it
     and back: [1, T, heads, head_dim]. No padding is observed."""
     num_tokens, longest = query.size(2), kwargs[LONGEST]
+    if has_packed_products(query):
+        scores_matmul, context_matmul = (
+            product if _is_active(product) else None for product in (getattr(module, name, None) for name in MATMULS)
+        )
+        return packed_products(
+            scores_matmul,
+            context_matmul,
+            query,
+            _for_each_head(query, key),
+            _for_each_head(query, value),
+            bounds,
+            query.size(-1) ** -0.5 if scaling is None else scaling,
+            dropout if module.training else 0.0,
+        )
     tokens, is_token, place = places(bounds, num_tokens, longest)
 
     def laid_out(packed: Tensor) -> Tensor:
