@@ -45,7 +45,7 @@ QUANTIZED = {"recipe_args": running.QUANT_ARGS.replace("1e-3", "0.5"), "optim": 
 # AdamW, quantization from step 4 on. Without clipping both storages give the same bits.
 ADAMW = {"save_steps": 5, "max_grad_norm": 0}
 # Once tensors are rounded to a grid, noise of 1e-7 now and then decides which point of the grid they go to.
-GRID = 5e-3
+GRID = 2e-2
 
 
 @dataclass(frozen=True)
