@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import CompressionPlan, install
+from sparse_accel.compress.ranges import keep_weights
 from sparse_accel.errors import OptionError, RecipeError
 from sparse_accel.folders.trained import load_ranges, trained_plan
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
@@ -204,11 +205,13 @@ def build_session(
             PlainBackend(accelerator, backend.precision),
             setup.place_whole(parts.model, accelerator, backend),
         )
+    module = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+    keep_weights(module, options.do_train and not backend.shards_weights)
     reduce_max, reduce_sum = setup.reductions(accelerator)
     return Session(
         accelerator=accelerator,
         model=model,
-        module=accelerator.unwrap_model(model, keep_fp32_wrapper=True),
+        module=module,
         optimizer=optimizer,
         recipe=recipe,
         plan=parts.plan,
