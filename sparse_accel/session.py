@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.packing import by_feature, model_inputs
+
 if TYPE_CHECKING:
     from sparse_accel.compress.plan import CompressionPlan
 
@@ -78,7 +80,7 @@ class Session:
     # whole, with masks and quantizers, its numbers not yet loaded.
     backend: Any = None
     build_whole: Callable[[], nn.Module] | None = None
-    # The inputs that the student's forward takes; a batch may hold more, for the teacher.
+    # The inputs that the student's forward takes, labels left out; a batch may hold more, for the teacher.
     accepts: frozenset[str] = frozenset()
     # Learning rate and weight decay of each param_group where no modifier speaks: what the flags say.
     base_lr: Callable[[int], float] = lambda step: 0.0
@@ -90,6 +92,11 @@ class Session:
         model, which every rank must then call equally often."""
         return self.model if self.backend is not None and self.backend.shards_weights else self.module
 
-    def student_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The part of a batch that the student's forward takes."""
-        return {name: value for name, value in batch.items() if name in self.accepts}
+    def outputs(self, batch: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """The student's outputs for a batch, laid out by feature; of `model`, the prepared one by default."""
+        called = (self.model if model is None else model)(**self.student_inputs(batch))
+        return by_feature(called, batch)
+
+    def student_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The part of a batch that the student's forward takes; never its labels: the task has the loss."""
+        return model_inputs(batch, self.accepts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.compress.layers import QuantizedMatMul
+from sparse_accel.compress.ranges import ActivationQuantizer
+from sparse_accel.packing import BOUNDS, LONGEST, places
 
 # The name under which the runtime registers `quantized_attention` with the model library.
 ATTENTION_NAME = "sparse_accel"
@@ -43,18 +47,26 @@ def quantized_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`attention_by_products` while a product is quantized, torch's fused attention while none is (which gives no
-    probabilities). Arguments and results are those of `attention_by_products`."""
-    if any(_is_active(getattr(module, product, None)) for product in MATMULS):
+    probabilities). Arguments and results are those of `attention_by_products`.
+
+    With bounds among `kwargs` the batch is packed: [1, heads, T, head_dim], where each sequence attends to itself alone and
+    there is no other mask.
+    """
+    bounds = kwargs.get(BOUNDS)
+    is_quantized = any(_is_active(getattr(module, product, None)) for product in MATMULS)
+    if bounds is not None and attention_mask is not None:
+        raise ValueError("a packed batch has bounds, and no attention mask")
+    if bounds is not None and is_quantized:
+        return packed_attention_by_products(module, query, key, value, bounds, scaling, dropout, **kwargs), None
+    if is_quantized:
         return attention_by_products(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     key, value = _for_each_head(query, key), _for_each_head(query, value)
+    is_causal = _needs_causal_mask(module, query, attention_mask, kwargs)
+    scale = query.size(-1) ** -0.5 if scaling is None else scaling
+    if bounds is not None:
+        return packed_attention(query, key, value, bounds, kwargs[LONGEST], dropout, scale, is_causal), None
     context = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        is_causal=_needs_causal_mask(module, query, attention_mask, kwargs),
-        scale=query.size(-1) ** -0.5 if scaling is None else scaling,
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scale
     )
     return context.transpose(1, 2).contiguous(), None
 
@@ -96,6 +108,110 @@ def attention_by_products(
     else:
         context = torch.matmul(probabilities, value)
     return context.transpose(1, 2).contiguous(), probabilities
+
+
+def packed_attention_by_products(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> Tensor:
+    """`attention_by_products` of packed sequences [1, heads, T, head_dim], which are laid out [N, heads, S, head_dim] for it
+    and back: [1, T, heads, head_dim]. No padding is observed."""
+    num_tokens, longest = query.size(2), kwargs[LONGEST]
+    tokens, is_token, place = places(bounds, num_tokens, longest)
+
+    def laid_out(packed: Tensor) -> Tensor:
+        chosen = packed[0].index_select(1, tokens.flatten())
+        return chosen.view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
+
+    with _observing(module, tokens, is_token):
+        context, _ = attention_by_products(
+            module,
+            laid_out(query),
+            laid_out(key),
+            laid_out(value),
+            is_token[:, None, None, :],
+            scaling,
+            dropout,
+            is_causal=False,
+        )
+    return context.flatten(0, 1).index_select(0, place)[None]
+
+
+@contextmanager
+def _observing(module: nn.Module, tokens: Tensor, is_token: Tensor) -> Iterator[None]:
+    """Let the products' quantizers look at the places that hold a token, and of a batch with a filler at the real ones."""
+    quantizer = next(q for q in module.modules() if isinstance(q, ActivationQuantizer))
+    context, real = quantizer.context, quantizer.context.tokens
+    context.tokens = is_token if real is None else is_token & real[0][tokens]
+    try:
+        yield
+    finally:
+        context.tokens = real
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    dropout: float,
+    scale: float,
+    is_causal: bool = False,
+) -> Tensor:
+    """softmax(query @ key.T * scale) @ value within each sequence of packed ones, [1, heads, T, head_dim] to
+    [1, T, heads, head_dim].
+
+    `bounds` int32 [N + 1] are where sequences begin and the last ends; none has more than `longest` tokens. On a GPU that
+    is flash attention over unequal lengths, where there is one (half precision); on a CPU one fused attention for each
+    sequence, the quickest of the exact forms there.
+    """
+    if query.device.type == "cpu":
+        parts = [
+            F.scaled_dot_product_attention(
+                query[:, :, first:last],
+                key[:, :, first:last],
+                value[:, :, first:last],
+                dropout_p=dropout,
+                is_causal=is_causal,
+                scale=scale,
+            )
+            for first, last in pairwise(bounds.tolist())
+            if last > first
+        ]
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+    if _has_flash_attention(query):
+        q, k, v = (packed[0].transpose(0, 1).contiguous() for packed in (query, key, value))
+        # What torch.nn.attention.varlen calls too, but that has no dropout.
+        context = torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds, bounds, longest, longest, dropout, is_causal, False, scale=scale
+        )[0]
+        return context[None]  # type: ignore[no-any-return]
+    tokens, is_token, place = places(bounds, query.size(2), longest)
+    q, k, v = (
+        packed[0].index_select(1, tokens.flatten()).view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
+        for packed in (query, key, value)
+    )
+    mask = is_token[:, None, None, :]
+    if is_causal:
+        mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return context.transpose(1, 2).flatten(0, 1).index_select(0, place)[None]
+
+
+def _has_flash_attention(query: Tensor) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.size(-1) <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _for_each_head(query: Tensor, shared: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, scale_and_zero_point
 from sparse_accel.errors import ModelError
+from sparse_accel.packing import BOUNDS
 
 ReduceMax = Callable[[Tensor], Tensor]
 
@@ -45,6 +46,8 @@ class ObservationContext:
         self.tokens: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if BOUNDS in kwargs:
+            return  # a packed batch has no padding; `observe_tokens` says what of it is real
         mask = None if self.observe_padding else kwargs.get("attention_mask")
         self.tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
@@ -235,11 +238,12 @@ def begin_step(model: nn.Module, step: int) -> None:
         context.step = step
 
 
-def observe_tokens(model: nn.Module, counts: bool) -> None:
-    """Say whether the micro-batch that follows takes part in activation ranges."""
+def observe_tokens(model: nn.Module, counts: bool, real_tokens: Tensor | None = None) -> None:
+    """Say whether the micro-batch that follows takes part in activation ranges, and of a packed one which tokens do, bool
+    [1, T]; None for all."""
     context = _context(model)
     if context is not None:
-        context.counts = counts
+        context.counts, context.tokens = counts, real_tokens
 
 
 def _context(model: nn.Module) -> ObservationContext | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sparse_accel.compress.attention import ATTENTION_NAME, quantized_attention
 from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized_attention, set_phase
@@ -99,12 +100,23 @@ def use_own_attention(model: Any) -> bool:
     padding first: on a GPU that would wait for the device in every forward.
     """
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION_NAME, quantized_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
+    AttentionMaskInterface.register(ATTENTION_NAME, _padding_mask)
     try:
         model.set_attn_implementation(ATTENTION_NAME)
     except (ValueError, KeyError):
         return False
     return bool(model.config._attn_implementation == ATTENTION_NAME)
+
+
+def _padding_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """The additive mask [batch, 1, queries, keys], or None where every token attends to every other: a packed batch, whose
+    length would make it large."""
+    from transformers.masking_utils import eager_mask
+
+    if attention_mask is None and kwargs.get("allow_is_bidirectional_skip"):
+        return None
+    mask: Tensor = eager_mask(attention_mask=attention_mask, **kwargs)
+    return mask

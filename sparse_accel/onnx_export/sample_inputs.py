@@ -14,6 +14,7 @@ import numpy as np
 from sparse_accel.demo_corpus import make_corpus
 from sparse_accel.errors import DataError, OptionError, OutputError
 from sparse_accel.tasks.base import Split, Task, TaskData
+from sparse_accel.tasks.collating import Collator
 
 # Features that a check runs at least, so that an agreement of spans can be told apart from chance.
 MIN_FEATURES: Final = 64
@@ -194,18 +195,19 @@ def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]
 def _samples(data: TaskData, max_length: int, sequence_length: int | None, source: str) -> Samples:
     assert data.test is not None, "the test split was asked for"
     batches = []
-    for rows, length in _shapes(data.test, max_length):
+    assert isinstance(data.collate, Collator), "a task's own batches are padded"
+    for indices, length in _shapes(data.test, max_length):
         collate = replace(
             data.collate,
             max_length=sequence_length or length or max_length,
             pad_to_max_length=bool(sequence_length or length),
         )
-        batches.append({name: tensor.numpy() for name, tensor in collate(rows).items()})
+        batches.append({name: tensor.numpy() for name, tensor in collate(data.test.features, indices).items()})
     return Samples(tuple(batches), source)
 
 
-def _shapes(split: Split, max_length: int) -> list[tuple[list[dict[str, np.ndarray]], int | None]]:
-    """The rows of each batch and the length they are padded to, None for that of the longest."""
+def _shapes(split: Split, max_length: int) -> list[tuple[np.ndarray, int | None]]:
+    """The features of each batch and the length they are padded to, None for that of the longest."""
     order = np.argsort(split.features.lengths, kind="stable").tolist()
     count = len(order)
     spread = [order[index * count // _BATCH_SIZE] for index in range(min(_BATCH_SIZE, count))]
@@ -219,4 +221,4 @@ def _shapes(split: Split, max_length: int) -> list[tuple[list[dict[str, np.ndarr
     used = {index for indices, _ in chosen for index in indices}
     others = [index for index in order if index not in used]
     chosen += [(others[start : start + _BATCH_SIZE], None) for start in range(0, len(others), _BATCH_SIZE)]
-    return [([split.features[index] for index in indices], length) for indices, length in chosen]
+    return [(np.array(indices), length) for indices, length in chosen]

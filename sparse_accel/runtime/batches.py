@@ -1,31 +1,40 @@
 """Which features form which optimizer step, and their micro-batches on the device.
 
-One seeded permutation per epoch is cut into steps of `micro_batch_size x world_size x accumulation` features, and each
-step into micro-batches. The features of a step depend on that product alone, so a step means the same however it is
-split over micro-batches and ranks; nothing is repeated to fill a last batch.
+One seeded order per epoch is cut into steps of `micro_batch_size x world_size x accumulation` features, and each step into
+micro-batches. The features of a step depend on that product alone, so a step means the same however it is split over
+micro-batches and ranks; nothing is repeated to fill a last batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sparse_accel.runtime.balancing import balanced_steps, split_evenly
+from sparse_accel.tasks.collating import Collate
+from sparse_accel.tasks.features import Features
 from sparse_accel.timeline import Clock, steps_per_epoch
 
 # Length grouping sorts within windows of this many steps, as Hugging Face's sampler does: batches stay mixed.
 _GROUPING_WINDOW = 50
 
+# Why features are next to each other: chance alone; equal lengths; equal numbers of tokens in all batches.
+GROUPINGS: Final = ("random", "length", "tokens")
+
 
 @dataclass(frozen=True)
 class StepSampler:
-    """Cuts epochs into steps and steps into this rank's micro-batches, from the seed and the clock alone."""
+    """Cuts epochs into steps and steps into this rank's micro-batches, from the seed and the clock alone.
+
+    `grouping` is one of GROUPINGS; all but "random" look at `lengths`, the tokens of each feature.
+    """
 
     num_features: int
     micro_batch_size: int
@@ -34,7 +43,12 @@ class StepSampler:
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
+    grouping: str = "random"
     lengths: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.grouping not in GROUPINGS or (self.grouping != "random" and self.lengths is None):
+            raise ValueError(f"a grouping is one of {', '.join(GROUPINGS)}, and needs lengths; got {self.grouping!r}")
 
     @property
     def features_per_step(self) -> int:
@@ -58,19 +72,29 @@ class StepSampler:
         order = generator.permutation(self.num_features)
         if self.drop_last:
             order = order[: self.num_batches * self.micro_batch_size * self.world_size]
-        if self.lengths is None:
+        if self.grouping == "random" or not len(order):
             return order
-        step_size = self.micro_batch_size * self.world_size * self.accumulation
-        window = step_size * _GROUPING_WINDOW
+        assert self.lengths is not None
+        whole = len(order) // self.features_per_step * self.features_per_step
+        # The short step, where there is one, stays last: every other step is whole.
+        kept, rest = order[:whole], order[whole:]
+        if self.grouping == "length":
+            return np.concatenate([*self._steps_of_equal_length(kept, generator), self._by_length(rest)])
+        steps = balanced_steps(self.lengths, kept, self.features_per_step, generator)
+        parts = split_evenly(self.lengths, steps, self.world_size * self.accumulation)
+        return np.concatenate([parts.reshape(-1), rest])
+
+    def _steps_of_equal_length(self, order: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        window = self.features_per_step * _GROUPING_WINDOW
         steps: list[np.ndarray] = []
         for start in range(0, len(order), window):
-            part = order[start : start + window]
-            part = part[np.argsort(-self.lengths[part], kind="stable")]
-            steps.extend(part[at : at + step_size] for at in range(0, len(part), step_size))
-        # The short step, where there is one, stays last: every other step is whole.
-        whole = steps if len(steps[-1]) == step_size else steps[:-1]
-        shuffled = [whole[at] for at in generator.permutation(len(whole))]
-        return np.concatenate(shuffled + steps[len(whole) :])
+            part = self._by_length(order[start : start + window])
+            steps.extend(part[at : at + self.features_per_step] for at in range(0, len(part), self.features_per_step))
+        return [steps[at] for at in generator.permutation(len(steps))]
+
+    def _by_length(self, features: np.ndarray) -> np.ndarray:
+        assert self.lengths is not None
+        return features[np.argsort(-self.lengths[features], kind="stable")]
 
     def micro_batches(self, order: np.ndarray, index: int) -> list[np.ndarray]:
         """This rank's micro-batches of step `index` in an epoch's `order`; every rank has equally many, some may be empty."""
@@ -79,6 +103,12 @@ class StepSampler:
         features = order[index * step_size : (index + 1) * step_size]
         rounds = [features[at : at + per_round] for at in range(0, len(features), per_round)]
         return [np.array_split(part, self.world_size)[self.rank] for part in rounds]
+
+    def most_tokens(self, epoch: int) -> int:
+        """The tokens of the longest micro-batch of an epoch, whichever rank has it."""
+        assert self.lengths is not None
+        tokens = self.lengths[self.order(epoch)]
+        return int(np.add.reduceat(tokens, np.arange(0, len(tokens), self.micro_batch_size)).max())
 
 
 @dataclass(frozen=True)
@@ -89,17 +119,41 @@ class MicroBatch:
     num_units: int
 
 
-class FeatureSet(torch.utils.data.Dataset[Any]):
-    """Feature lookup for the worker processes."""
+# More columns for a batch: given the indices of its features and S of its `attention_mask`.
+ExtraColumns = Callable[[np.ndarray, int], dict[str, Tensor]]
 
-    def __init__(self, features: Any) -> None:
+
+class Batches(torch.utils.data.Dataset[Any]):
+    """Batches by the indices of their features, made where they are asked for: in worker processes, if there are any."""
+
+    def __init__(self, features: Features, collate: Collate, extra: ExtraColumns | None = None) -> None:
         self.features = features
+        self.collate = collate
+        self.extra = extra
 
-    def __getitem__(self, index: int) -> Any:
-        return self.features[index]
+    def __getitem__(self, indices: np.ndarray) -> dict[str, Tensor]:
+        batch = self.collate(self.features, indices)
+        return batch if self.extra is None else {**batch, **self.extra(indices, batch["attention_mask"].shape[1])}
 
-    def __len__(self) -> int:
-        return len(self.features)
+
+def batch_loader(
+    batches: Batches, index_lists: Iterable[np.ndarray], num_workers: int, **settings: Any
+) -> DataLoader[Any]:
+    """One batch for each list of indices, in their order, made `num_workers` processes ahead."""
+    return DataLoader(
+        batches,
+        sampler=index_lists,  # any iterable will do: what it gives is the dataset's key
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        # Else the loader draws a seed from the global generator, whose state dropout needs.
+        generator=torch.Generator(),
+        **settings,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class StepLoader:
@@ -108,17 +162,17 @@ class StepLoader:
     def __init__(
         self,
         sampler: StepSampler,
-        features: Any,
-        collate: Any,
+        features: Features,
+        collate: Collate,
         task: Any,
         *,
         device: torch.device,
         num_workers: int = 0,
         pin_memory: bool = False,
+        extra: ExtraColumns | None = None,
     ) -> None:
         self.sampler = sampler
-        self.features = features
-        self.collate = collate
+        self.batches = Batches(features, collate, extra)
         self.task = task
         self.device = device
         self.num_workers = num_workers
@@ -140,23 +194,14 @@ class StepLoader:
 
     def _part_of_epoch(self, epoch: int, first: int, count: int) -> Iterator[list[MicroBatch]]:
         order = self.sampler.order(epoch)
-        plan = [self.sampler.micro_batches(order, index) for index in range(first, first + count)]
+        steps = range(first, first + count)
+        parts = (part for index in steps for part in self.sampler.micro_batches(order, index))
         # A rank without features of its own in a round takes part with one feature that counts for nothing.
-        index_lists = [(part if len(part) else np.zeros(1, np.int64)).tolist() for step in plan for part in step]
-        batches = iter(self._loader(index_lists))
-        for step in plan:
-            yield [self._place(next(batches), is_empty=len(part) == 0) for part in step]
-
-    def _loader(self, index_lists: Sequence[list[int]]) -> DataLoader[Any]:
-        # The explicit generator keeps the loader from drawing a seed from the global one, whose state dropout needs.
-        return DataLoader(
-            FeatureSet(self.features),
-            batch_sampler=index_lists,
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),
-        )
+        filled = (part if len(part) else np.zeros(1, np.int64) for part in parts)
+        batches = iter(batch_loader(self.batches, filled, self.num_workers, pin_memory=self.pin_memory))
+        for index in steps:
+            own = self.sampler.micro_batches(order, index)
+            yield [self._place(next(batches), is_empty=len(part) == 0) for part in own]
 
     def _place(self, batch: dict[str, Tensor], *, is_empty: bool) -> MicroBatch:
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}

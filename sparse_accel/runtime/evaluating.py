@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from sparse_accel.runtime.batches import FeatureSet
+from sparse_accel.runtime.batches import Batches, batch_loader
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import Scored, Split
 from sparse_accel.tasks.features import length_sorted_batches
@@ -50,18 +49,16 @@ def predict(
     rounds = len(batches)
     if session.backend.shards_weights:
         rounds = int(session.reduce_max(torch.tensor(float(rounds), device=accelerator.device)).item())
-    loader = DataLoader(
-        FeatureSet(split.features),
-        batch_sampler=[batch.tolist() for batch in batches] + [[0]] * (rounds - len(batches)),
-        collate_fn=collate,
-        num_workers=options.dataloader_num_workers,
-        generator=torch.Generator(),
+    loader = batch_loader(
+        Batches(split.features, collate),
+        [*batches, *[np.zeros(1, np.int64)] * (rounds - len(batches))],
+        options.dataloader_num_workers,
     )
     own: list[tuple[np.ndarray, dict[str, list[np.ndarray]]]] = []
     for done, batch in enumerate(loader, start=1):
         inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         with evaluation_precision(options, accelerator.device):
-            outputs = model(**session.student_inputs(inputs))
+            outputs = session.outputs(inputs, model)
         if done > len(batches):
             continue
         kept = {key: outputs[key] for key in session.task.output_keys}

@@ -79,6 +79,16 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
         options.doc_stride >= options.max_seq_length,
         f"--doc_stride: must be less than --max_seq_length ({options.max_seq_length}), got {options.doc_stride}",
     )
+    for name, fitting in (
+        ("group_by_length", ("grouped",)),
+        ("pad_to_max_length", ("grouped", "padded")),
+        ("distill_include_padding", ("grouped", "padded")),
+        ("observe_padding", ("grouped", "padded")),
+    ):
+        _refuse(
+            bool(getattr(options, name)) and options.batching not in fitting,
+            f"--{name}: contradicts --batching {options.batching}; it goes with {' or '.join(fitting)}",
+        )
     _refuse(
         "null_score_diff_threshold" in changed and not options.version_2_with_negative,
         "--null_score_diff_threshold: needs --version_2_with_negative",

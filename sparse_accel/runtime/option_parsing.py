@@ -62,6 +62,8 @@ def _completed(options: TrainOptions) -> TrainOptions:
     if options.pad_to_max_length is None and (options.distill_include_padding or options.observe_padding):
         # Where padding takes part its amount matters: SparseML's is meant.
         options = replace(options, pad_to_max_length=True)
+    if "batching" not in options.explicit and (options.pad_to_max_length or options.group_by_length):
+        options = replace(options, batching="grouped" if options.group_by_length else "padded")
     return options
 
 

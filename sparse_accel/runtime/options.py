@@ -160,13 +160,21 @@ class TrainOptions:
         "Tokens per window; capped at what the model and its tokenizer can take.", GROUP_DATA, 384, minimum=8
     )
     pad_to_max_length: bool | None = _option(
-        "True pads every window to --max_seq_length, as SparseML did; False pads to the longest of its batch. Left out,"
-        " batches are padded to their longest: the same model, since padding is masked out, only faster (but as"
-        " SparseML where --distill_include_padding or --observe_padding lets padding take part).",
+        "True pads every window to --max_seq_length, as SparseML did: the same losses, since padding is masked out, only"
+        " slower. Left out or False, nothing is padded beyond what --batching does (but as SparseML where"
+        " --distill_include_padding or --observe_padding lets padding take part).",
         GROUP_DATA,
         None,
     )
-    group_by_length: bool = _option("Put windows of similar length into one batch: less padding.", GROUP_DATA, False)
+    batching: str = _option(
+        "How windows form batches. packed: end to end, without padding, batches of equally many windows and tokens; grouped:"
+        " windows of similar length, padded to the longest; padded: at random, padded. A model that cannot be packed is"
+        " grouped. Left out: packed, unless --pad_to_max_length, --group_by_length or padding that takes part say otherwise.",
+        GROUP_DATA,
+        "packed",
+        choices=("packed", "grouped", "padded"),
+    )
+    group_by_length: bool = _option("The same as --batching grouped.", GROUP_DATA, False)
     on_bad_rows: str = _option(
         "A malformed row ends the run, or is skipped, counted and named.",
         GROUP_DATA,
@@ -223,7 +231,9 @@ class TrainOptions:
         shapes_weights=False,
     )
     distill_include_padding: bool = _option(
-        "Let padding take part in the distillation loss, as in SparseML's sum.", GROUP_RECIPE, False
+        "Let padding take part in the losses, the distillation's and the task's, as in SparseML's sums.",
+        GROUP_RECIPE,
+        False,
     )
     observe_padding: bool = _option(
         "Let padding take part in the activation ranges of quantization, as in SparseML.", GROUP_RECIPE, False

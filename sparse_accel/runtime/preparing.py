@@ -29,6 +29,7 @@ from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import Task, TaskData
+from sparse_accel.tasks.collating import PackedCollator
 from sparse_accel.timeline import Clock
 
 
@@ -43,6 +44,7 @@ class Parts:
     teacher: Teacher | None
     plan: CompressionPlan
     census: Census
+    grouping: str
     notes: list[str]
 
 
@@ -145,7 +147,10 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, 
     model, notes = setup.load_student(options, task)
     with accelerator.local_main_process_first():  # the others find the features in the cache
         data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
-    teacher, teacher_note = setup.load_teacher(options, recipe, task, model, tokenizer, accelerator, precision)
+    collate, grouping, batching_notes = setup.choose_batching(options, task, model, data.collate, accelerator)
+    teacher, teacher_note = setup.load_teacher(
+        options, recipe, task, model, tokenizer, accelerator, precision, is_packed=isinstance(collate, PackedCollator)
+    )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
@@ -156,15 +161,15 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, 
     if trained is not None:
         load_ranges(options.model_name_or_path, model)
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
-    notes += storage_notes
-    return Parts(task, tokenizer, model, data, teacher, plan, census, notes)
+    notes += [*storage_notes, *batching_notes]
+    return Parts(task, tokenizer, model, replace(data, collate=collate), teacher, plan, census, grouping, notes)
 
 
 def build_loader(options: TrainOptions, parts: Parts, accelerator: Accelerator) -> StepLoader | None:
     """The training batches of this rank; None where nothing is trained."""
     if not options.do_train:
         return None
-    return setup.build_loader(options, parts.data.train, parts.data.collate, parts.task, accelerator)
+    return setup.build_loader(options, parts.data.train, parts.data.collate, parts.grouping, parts.task, accelerator)
 
 
 def build_session(
@@ -177,7 +182,7 @@ def build_session(
     backend: Backend,
 ) -> Session:
     """Shard the model and put all that the loop needs into one place."""
-    accepts = setup.accepted_inputs(parts.model)
+    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys)
     build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from rich.console import Console
 
-from sparse_accel.compress.ranges import calibrating, end_step, observe_tokens
+from sparse_accel.compress.ranges import calibrating, end_step
 from sparse_accel.folders.libraries import quiet_libraries
 from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.batches import MicroBatch
@@ -18,6 +18,7 @@ from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
 from sparse_accel.runtime.preemption import StopRequest
 from sparse_accel.runtime.preparing import prepare
+from sparse_accel.runtime.training import show_tokens
 from sparse_accel.runtime.training import train as run_steps
 from sparse_accel.timeline import Clock
 
@@ -62,8 +63,8 @@ def apply_once(run: Run) -> None:
     batches = _calibration_batches(run, setup.calibration_steps(options, session.recipe) or 1)
     with calibrating(session.module):
         for done, micro_batch in enumerate(batches, start=1):
-            observe_tokens(session.module, micro_batch.num_units > 0)
-            session.forward_model(**session.student_inputs(micro_batch.inputs))
+            show_tokens(session, micro_batch)
+            session.outputs(micro_batch.inputs, session.forward_model)
             end_step(session.module, session.reduce_max)
             run.screen.step(done, "calibrating")
     require_zeros(session)

@@ -31,6 +31,7 @@ from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.folders.whole_weights import whole_weights
 from sparse_accel.modifiers.distillation import DistillationModifier
@@ -56,6 +57,7 @@ from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.session import Teacher
+from sparse_accel.tasks.collating import Collate, PackedCollator
 
 # Strategies of accelerate that this version knows.
 _OFFERED = (
@@ -315,8 +317,10 @@ def load_teacher(
     tokenizer: Any,
     accelerator: Accelerator,
     precision: str,
+    *,
+    is_packed: bool,
 ) -> tuple[Teacher | None, str | None]:
-    """The teacher, or None where none is wanted, and what to tell the user.
+    """The teacher, or None where none is wanted, and what to tell the user. `is_packed` says what batches it will see.
 
     Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
     """
@@ -352,6 +356,8 @@ def load_teacher(
             "fine-tuned first"
         )
     teacher_tokenizer = load_tokenizer(wish, teacher_options, "--distill_teacher") if has_tokenizer(wish) else None
+    if is_packed:
+        let_teacher_pack(teacher, student, task.output_keys)
     reads = min(options.max_seq_length, max_positions(student) or options.max_seq_length, tokenizer.model_max_length)
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
@@ -423,7 +429,39 @@ def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) ->
         )
 
 
-def build_loader(options: TrainOptions, features: Any, collate: Any, task: Any, accelerator: Accelerator) -> StepLoader:
+def choose_batching(
+    options: TrainOptions, task: Any, model: Any, collate: Any, accelerator: Accelerator
+) -> tuple[Collate, str, list[str]]:
+    """How batches are laid out and which features go together (a grouping of the sampler), and what to tell the user where
+    that is not what `--batching` says."""
+    if options.batching == "padded":
+        return collate, "random", []
+    if options.batching == "grouped":
+        return collate, "length", []
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        obstacle = on_main(accelerator, lambda: obstacle_to_packing(model, task.output_keys))
+        if obstacle is None:
+            use_own_attention(model)
+    else:
+        obstacle = obstacle_to_packing(model, task.output_keys)
+    if obstacle is None:
+        return PackedCollator(collate.pad_values, collate.max_length, first_position(model)), "tokens", []
+    return (
+        collate,
+        "length",
+        [f"{obstacle}: batches are padded, each of windows of similar length (--batching grouped)"],
+    )
+
+
+def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> None:
+    """Let a teacher take packed batches as they are, where it is able to and counts positions as the student does."""
+    if first_position(teacher) == first_position(student):
+        obstacle_to_packing(teacher, output_keys)
+
+
+def build_loader(
+    options: TrainOptions, features: Any, collate: Collate, grouping: str, task: Any, accelerator: Accelerator
+) -> StepLoader:
     """The training batches of this rank."""
     sampler = StepSampler(
         num_features=len(features),
@@ -433,7 +471,8 @@ def build_loader(options: TrainOptions, features: Any, collate: Any, task: Any, 
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         drop_last=options.dataloader_drop_last,
-        lengths=features.lengths if options.group_by_length else None,
+        grouping=grouping,
+        lengths=features.lengths,
     )
     if sampler.num_batches == 0:
         raise OptionError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,40 +60,58 @@ def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
     The loss of a step is the mean over all its features, on all ranks and in all micro-batches: however a step is split,
     the gradient is the same. Raises InvariantError when the loss is found not to be finite (looked at by `after_step`).
     """
-    accelerator, model, recipe = session.accelerator, session.model, session.recipe
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train()
+    session.model.train()
     for micro_batches in session.loader.steps(state.clock, state.last_step):
-        clock = state.clock
-        set_flag_values(session, clock)
-        recipe.on_step_start(session, clock)
-        begin_step(session.module, clock.step)
-        if needs_first_range(session.module):
-            first_ranges(session, micro_batches)
-
-        own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
-        # full, not tensor: the latter copies from the host and waits for the device.
-        step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device))
-        for index, micro_batch in enumerate(micro_batches):
-            observe_tokens(session.module, micro_batch.num_units > 0)
-            with micro_step(session, is_last=index == len(micro_batches) - 1):
-                outputs = model(**session.student_inputs(micro_batch.inputs))
-                terms = LossTerms.task(outputs["loss"])
-                terms = recipe.on_loss(terms, micro_batch.inputs, outputs, session, clock)
-                # DDP averages over ranks, so each rank's part is weighted by world_size over all units of the step.
-                share = micro_batch.num_units * accelerator.num_processes / step_units
-                accelerator.backward(terms.total() * share)
-                accumulate(state, terms, micro_batch.num_units / step_units)
-        if session.options.max_grad_norm > 0:
-            accelerator.clip_grad_norm_(parameters, session.options.max_grad_norm)
-        session.optimizer.step()
-        session.optimizer.zero_grad()
-
-        end_step(session.module, session.reduce_max)
-        recipe.on_step_end(session, clock)
-        state.clock = clock.next()
-        state.window_steps += 1
+        take_step(session, state, micro_batches)
         after_step(session, state)
+
+
+def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatch]) -> None:
+    """One optimizer step at `state.clock`, which then stands one further. The model is in training mode."""
+    accelerator, recipe, clock = session.accelerator, session.recipe, state.clock
+    set_flag_values(session, clock)
+    recipe.on_step_start(session, clock)
+    begin_step(session.module, clock.step)
+    if needs_first_range(session.module):
+        first_ranges(session, micro_batches)
+
+    own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
+    # full, not tensor: the latter copies from the host and waits for the device.
+    step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device))
+    for index, micro_batch in enumerate(micro_batches):
+        show_tokens(session, micro_batch)
+        with micro_step(session, is_last=index == len(micro_batches) - 1):
+            outputs = session.outputs(micro_batch.inputs)
+            terms = LossTerms.task(task_loss(session, outputs, micro_batch))
+            terms = recipe.on_loss(terms, micro_batch.inputs, outputs, session, clock)
+            # DDP averages over ranks, so each rank's part is weighted by world_size over all units of the step.
+            share = micro_batch.num_units * accelerator.num_processes / step_units
+            accelerator.backward(terms.total() * share)
+            accumulate(state, terms, micro_batch.num_units / step_units)
+    if session.options.max_grad_norm > 0:
+        parameters = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
+        accelerator.clip_grad_norm_(parameters, session.options.max_grad_norm)
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+
+    end_step(session.module, session.reduce_max)
+    recipe.on_step_end(session, clock)
+    state.clock = clock.next()
+    state.window_steps += 1
+
+
+def show_tokens(session: Session, micro_batch: MicroBatch) -> None:
+    """Tell the quantizers which tokens of the micro-batch that follows count. Those of one without features count for
+    nothing, but the other ranks may need this one's part of the weights."""
+    observe_tokens(session.module, micro_batch.num_units > 0, micro_batch.inputs.get("real_tokens"))
+
+
+def task_loss(session: Session, outputs: Mapping[str, Tensor], micro_batch: MicroBatch) -> Tensor:
+    """The task's own loss of a micro-batch."""
+    loss: Tensor = session.task.loss(
+        outputs, micro_batch.inputs, include_padding=session.options.distill_include_padding
+    )
+    return loss
 
 
 def set_flag_values(session: Session, clock: Clock) -> None:
@@ -118,9 +136,8 @@ def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
     session.model.eval()
     with calibrating(session.module):
         for micro_batch in micro_batches:
-            # One without features counts for nothing, but the other ranks may need this one's part of the weights.
-            observe_tokens(session.module, micro_batch.num_units > 0)
-            session.forward_model(**session.student_inputs(micro_batch.inputs))
+            show_tokens(session, micro_batch)
+            session.outputs(micro_batch.inputs, session.forward_model)
     end_calibration(session.module, session.reduce_max)
     session.model.train()
 

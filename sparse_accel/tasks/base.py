@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.collating import Collate
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.files import write_json
 
@@ -76,11 +76,11 @@ class Split:
 class TaskData:
     """All that a run needs of its data. A part that was not asked for is None.
 
-    `collate` turns a list of features into a batch of padded tensors. `notes` are sentences for the person who started
+    `collate` makes padded batches of features. `notes` are sentences for the person who started
     the run; `num_dropped` counts the rows that `--on_bad_rows skip` left out.
     """
 
-    collate: Collator
+    collate: Collate
     train: Features | None = None
     validation: Split | None = None
     test: Split | None = None
@@ -122,12 +122,20 @@ class Task(Protocol):
         """How many units the loss of this batch is a mean over."""
         ...
 
+    def loss(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], *, include_padding: bool = False
+    ) -> Tensor:
+        """The task's own loss, a scalar in fp32: the mean over the batch's units. `outputs` are laid out by feature; what
+        stands on padding takes part only if `include_padding`."""
+        ...
+
     def distillation_keep(self, key: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Which positions of the logits take part in distillation: a bool mask that fits them, or None for all."""
         ...
 
     def unpad(self, outputs: Mapping[str, Tensor], attention_mask: Tensor) -> dict[str, list[np.ndarray]]:
-        """Outputs of a batch without the padding: per key, a float32 array for each feature, as `score` wants them."""
+        """Outputs of a batch, laid out by feature, without the padding: per key, a float32 array for each feature, as `score`
+        wants them."""
         ...
 
     def score(self, split: Split, outputs: Mapping[str, Sequence[np.ndarray]], options: DataOptions) -> Scored:

@@ -1,21 +1,34 @@
-"""From features of many lengths to a batch of tensors."""
+"""From features of many lengths to a batch of tensors: padded to one length, or packed end to end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_accel.tasks.features import Features
+
 # Batches that are padded to their longest feature are padded on to a multiple of this: tensor cores like it.
 PAD_TO_MULTIPLE_OF = 8
 
 
+class Collate(Protocol):
+    """What makes a batch of the features at `indices`, int64 [N].
+
+    However it is laid out for the model, a batch says in `attention_mask` int64 [N, S], with 1 on tokens, how its outputs
+    are laid out by feature (`packing.by_feature`); labels are int64 [N] and count tokens of their own feature.
+    """
+
+    def __call__(self, features: Features, indices: np.ndarray) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Pads a list of features to one length.
+    """Pads features to one length.
 
     That is `max_length` when `pad_to_max_length`, else the length of the longest among them, rounded up to a multiple
     of 8 but never beyond `max_length`. `pad_values` names the token columns and what fills them; all other columns are
@@ -28,26 +41,83 @@ class Collator:
     padding_side: str = "right"
     position_labels: tuple[str, ...] = ()
 
-    def __call__(self, features: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-        """int64 tensors: each token column [B, S], `attention_mask` [B, S] with 1 on tokens, each label [B]."""
-        sizes = [len(feature["input_ids"]) for feature in features]
-        length = self.max_length if self.pad_to_max_length else self._rounded(max(sizes))
-        starts = [0 if self.padding_side == "right" else length - size for size in sizes]
-        batch: dict[str, np.ndarray] = {}
-        for name, value in self.pad_values.items():
-            column = np.full((len(features), length), value, dtype=np.int64)
-            for row, start, size, feature in zip(column, starts, sizes, features, strict=True):
-                row[start : start + size] = feature[name]
-            batch[name] = column
-        mask = np.zeros((len(features), length), dtype=np.int64)
-        for row, start, size in zip(mask, starts, sizes, strict=True):
-            row[start : start + size] = 1
-        batch["attention_mask"] = mask
-        for name in (name for name in features[0] if name not in self.pad_values):
-            batch[name] = np.array([feature[name] for feature in features], dtype=np.int64)
-            if name in self.position_labels:
-                batch[name] += np.array(starts)
+    def __call__(self, features: Features, indices: np.ndarray) -> dict[str, Tensor]:
+        """int64 tensors: each token column [N, S], `attention_mask` [N, S] with 1 on tokens, each label [N]."""
+        firsts, sizes = _places(features, indices)
+        length = self.max_length if self.pad_to_max_length else self._rounded(int(sizes.max()))
+        # The token that each place holds, counted from the first of its feature.
+        shift = 0 if self.padding_side == "right" else length - sizes[:, None]
+        own = np.arange(length) - shift
+        is_token = (own >= 0) & (own < sizes[:, None])
+        places = np.where(is_token, firsts[:, None] + own, 0)
+        batch = {
+            name: np.where(is_token, features.tokens[name][places].astype(np.int64), value)
+            for name, value in self.pad_values.items()
+        }
+        batch["attention_mask"] = is_token.astype(np.int64)
+        for name, column in features.labels.items():
+            batch[name] = column[indices].astype(np.int64)
+            if name in self.position_labels and self.padding_side != "right":
+                batch[name] += length - sizes
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
     def _rounded(self, longest: int) -> int:
         return min(self.max_length, -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Lays features end to end, without padding: what attention by boundaries needs.
+
+    `pad_values` names the token columns, as a Collator's; positions within a feature start at `first_position`. With
+    `pad_tokens_to`, T of a whole batch is always that many: what is left over, up to `max_length` tokens, is a sequence of
+    its own that no feature sees and that counts for nothing; `fixed_length` makes S `max_length`. Both are for kernels that
+    want one shape.
+    """
+
+    pad_values: Mapping[str, int]
+    max_length: int
+    first_position: int = 0
+    pad_tokens_to: int | None = None
+    fixed_length: bool = False
+
+    def __call__(self, features: Features, indices: np.ndarray) -> dict[str, Tensor]:
+        """T tokens of N features: each token column and `position_ids` int64 [1, T]; `cu_seq_lens_q` int32 [N + 1], where
+        each begins and the last ends; `rows` int64 [N, S], which of the T tokens is each feature's s-th (0 where it has
+        none); `attention_mask` int64 [N, S]; each label int64 [N]; and with `pad_tokens_to` one sequence more, and
+        `real_tokens` bool [1, T]."""
+        firsts, sizes = _places(features, indices)
+        bounds = np.zeros(len(indices) + 1, np.int64)
+        np.cumsum(sizes, out=bounds[1:])
+        total = int(bounds[-1])
+        own = np.arange(total) - np.repeat(bounds[:-1], sizes)
+        places = np.repeat(firsts, sizes) + own
+        columns = {name: features.tokens[name][places].astype(np.int64) for name in self.pad_values}
+        columns["position_ids"] = own + self.first_position
+        length = self.max_length if self.fixed_length else int(sizes.max())
+        within = np.arange(length)
+        is_token = within < sizes[:, None]
+        batch = {
+            "rows": np.where(is_token, bounds[:-1, None] + within, 0),
+            "attention_mask": is_token.astype(np.int64),
+        }
+        if self.pad_tokens_to is not None:
+            surplus = self.pad_tokens_to - total
+            # A batch that is not whole, or one beyond what was foreseen, keeps its own length.
+            surplus = surplus if 0 <= surplus <= self.max_length else 0
+            fillers = {**self.pad_values, "position_ids": self.first_position}
+            columns = {
+                name: np.pad(column, (0, surplus), constant_values=fillers[name]) for name, column in columns.items()
+            }
+            bounds = np.append(bounds, total + surplus)
+            batch["real_tokens"] = (np.arange(total + surplus) < total)[None]
+        batch |= {name: column[None] for name, column in columns.items()}
+        batch["cu_seq_lens_q"] = bounds.astype(np.int32)
+        batch |= {name: column[indices].astype(np.int64) for name, column in features.labels.items()}
+        return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+
+def _places(features: Features, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of each feature begin, and how many there are, int64 [N]."""
+    firsts = features.bounds[indices]
+    return firsts, features.bounds[indices + 1] - firsts

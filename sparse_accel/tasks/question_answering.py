@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_accel.errors import DataError, OptionError
@@ -69,7 +71,22 @@ class QuestionAnswering:
 
     def num_units(self, batch: Mapping[str, Tensor]) -> int:
         """Features: a question-answering loss is a mean over them."""
-        return len(batch["input_ids"])
+        return len(batch["attention_mask"])
+
+    def loss(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], *, include_padding: bool = False
+    ) -> Tensor:
+        """The mean of the cross entropies of start and end, each over the tokens of the feature: padding, which
+        transformers' own loss lets compete with them, is left out unless `include_padding`."""
+        is_token = batch["attention_mask"].bool()
+        losses = []
+        for output, label in zip(self.output_keys, self.label_keys, strict=True):
+            logits = outputs[output].float()
+            if not include_padding:
+                # Finite, yet exp of it is exactly 0 beside any token's logit, and so is its gradient.
+                logits = logits.masked_fill(~is_token, torch.finfo(torch.float32).min)
+            losses.append(F.cross_entropy(logits, batch[label]))
+        return torch.stack(losses).mean()
 
     def distillation_keep(self, key: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
         """bool [B, S], True on tokens: start and end logits are [B, S], and padding says nothing."""

@@ -65,7 +65,7 @@ def test_epochs_have_different_orders_and_the_same_epoch_the_same() -> None:
 
 def test_grouping_by_length_keeps_every_feature_and_saves_padding() -> None:
     lengths = np.random.default_rng(0).integers(20, 380, 1000)
-    plain, grouped = StepSampler(1000, 8, 2, 0), StepSampler(1000, 8, 2, 0, lengths=lengths)
+    plain, grouped = StepSampler(1000, 8, 2, 0), StepSampler(1000, 8, 2, 0, grouping="length", lengths=lengths)
     assert sorted(grouped.order(0)) == list(range(1000))
 
     def padded(sampler: StepSampler) -> int:
@@ -81,3 +81,51 @@ def test_dropping_the_last_batch_leaves_whole_ones_only() -> None:
     order = sampler.order(0)
     parts = [part for index in range(sampler.steps_per_epoch) for part in sampler.micro_batches(order, index)]
     assert [len(part) for part in parts] == [4] * 5
+
+
+# --- as many tokens in all batches ------------------------------------------------------------------------------------
+
+
+def squad_like_lengths(count: int) -> np.ndarray:
+    """Mean, spread and cap of SQuAD's windows."""
+    return np.random.default_rng(1).gamma(6, 29, count).clip(40, 384).astype(np.int64)
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "world_size"), [(16, 1, 8), (16, 2, 1), (32, 1, 1)])
+def test_balanced_batches_have_equally_many_features_and_tokens(micro: int, accumulation: int, world_size: int) -> None:
+    lengths = squad_like_lengths(20_000)
+    sampler = StepSampler(20_000, micro, accumulation, 3, 0, world_size, grouping="tokens", lengths=lengths)
+    order = sampler.order(0)
+    assert sorted(order) == list(range(20_000))
+    whole = 20_000 // sampler.features_per_step * sampler.features_per_step
+    tokens = lengths[order[:whole]].reshape(-1, world_size, micro).sum(2)
+    assert tokens.std() / tokens.mean() < 0.01
+    assert (tokens.max(1) / tokens.mean(1)).mean() < 1.02  # what the slowest rank makes the others wait
+    assert sampler.most_tokens(0) >= tokens.max()
+
+
+def test_balanced_batches_of_one_feature_are_what_they_can_be() -> None:
+    sampler = StepSampler(10, 1, 1, 3, grouping="tokens", lengths=squad_like_lengths(10))
+    assert sorted(sampler.order(0)) == list(range(10))
+    assert StepSampler(0, 1, 1, 3, grouping="tokens", lengths=squad_like_lengths(0)).order(0).tolist() == []
+
+
+@given(sizes, small, small, small)
+def test_a_balanced_step_holds_the_same_features_however_it_is_split(
+    num_features: int, micro: int, accumulation: int, world_size: int
+) -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, num_features)
+    product = micro * accumulation * world_size
+
+    def steps(micro: int, accumulation: int, world_size: int) -> list[list[int]]:
+        sampler = StepSampler(num_features, micro, accumulation, 3, 0, world_size, grouping="tokens", lengths=lengths)
+        order = sampler.order(2)
+        return [sorted(order[at : at + product]) for at in range(0, num_features, product)]
+
+    assert steps(micro, accumulation, world_size) == steps(product, 1, 1)
+
+
+def test_a_grouping_that_is_not_known_or_lacks_lengths_is_refused() -> None:
+    for settings in ({"grouping": "size", "lengths": np.ones(4)}, {"grouping": "tokens"}):
+        with pytest.raises(ValueError, match="random, length, tokens"):
+            StepSampler(4, 2, 1, 0, **settings)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from sparse_accel.errors import DataError, ModelError, OptionError
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.collating import Collator
-from sparse_accel.tasks.features import load_features, save_features
+from sparse_accel.tasks.features import Features, load_features, save_features
 from sparse_accel.tasks.qa_windows import CHUNK, Question, Windows, cut_windows, window_spec
 from tests.tiny import TinyDataOptions, tiny_rows, tiny_squad, tiny_tokenizer
 
@@ -243,14 +243,18 @@ def test_a_model_trains_and_is_scored_on_what_the_task_loads(
     data = load(options, tokenizers["bert"])
     model = task.model_class.from_pretrained(tiny_student).eval()
     assert data.train is not None and data.validation is not None
-    batch = data.collate([data.train[index] for index in range(4)])
-    assert model(**batch).loss.isfinite()
+    batch = data.collate(data.train, np.arange(4))
+    loss = model(**batch).loss
+    assert loss.isfinite()
+    # transformers lets padding compete with the tokens
+    assert task.loss(dict(model(**batch)), batch, include_padding=True).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert task.loss(dict(model(**batch)), batch) < loss
     assert task.num_units(batch) == 4
 
     outputs: dict[str, list[np.ndarray]] = {key: [] for key in task.output_keys}
     features = data.validation.features
     for first in range(0, len(features), 5):
-        batch = data.collate([features[index] for index in range(first, min(first + 5, len(features)))])
+        batch = data.collate(features, np.arange(first, min(first + 5, len(features))))
         assert task.label_keys[0] not in batch
         with torch.no_grad():
             found = task.unpad(dict(model(**batch)), batch["attention_mask"])
@@ -279,9 +283,13 @@ def test_a_test_file_without_answers_gives_predictions_and_no_metrics(
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_is_to_the_longest_rounded_up_or_to_the_maximum(side: str) -> None:
-    features = [{"input_ids": np.arange(1, n + 1), "start_positions": np.array(n - 1)} for n in (3, 9)]
+    ids = np.concatenate([np.arange(1, n + 1) for n in (3, 9)])
+    features = Features({"input_ids": ids}, np.array([0, 3, 12]), {"start_positions": np.array([2, 8])}, {}, {})
+    both = np.arange(2)
     labels = ("start_positions",)
-    batch = Collator({"input_ids": 0}, 64, pad_to_max_length=False, padding_side=side, position_labels=labels)(features)
+    batch = Collator({"input_ids": 0}, 64, pad_to_max_length=False, padding_side=side, position_labels=labels)(
+        features, both
+    )
     assert batch["input_ids"].shape == (2, 16)
     assert batch["attention_mask"].sum(dim=1).tolist() == [3, 9]
     kept = batch["input_ids"][0][batch["attention_mask"][0].bool()]
@@ -289,8 +297,8 @@ def test_padding_is_to_the_longest_rounded_up_or_to_the_maximum(side: str) -> No
     assert (batch["input_ids"][0, 0] == 1) == (side == "right")
     assert batch["start_positions"].tolist() == ([2, 8] if side == "right" else [15, 15])
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert Collator({"input_ids": 0}, 64, True, side)(features)["input_ids"].shape == (2, 64)
-    assert Collator({"input_ids": 0}, 10, False, side)(features)["input_ids"].shape == (2, 10)
+    assert Collator({"input_ids": 0}, 64, True, side)(features, both)["input_ids"].shape == (2, 64)
+    assert Collator({"input_ids": 0}, 10, False, side)(features, both)["input_ids"].shape == (2, 10)
 
 
 def test_padding_says_nothing_in_distillation() -> None:

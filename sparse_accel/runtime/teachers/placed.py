@@ -10,6 +10,9 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.attention import ATTENTION_NAME
+from sparse_accel.packing import by_feature, is_packed, model_inputs, padded_inputs
+
 _AUTOCAST_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,14 +41,17 @@ class PlacedTeacher:
         self.autocast_dtype = _AUTOCAST_DTYPES.get(accelerator.mixed_precision)
         self.accepted = accepted
         self.spreader = spreader
+        self.takes_packed = getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION_NAME
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The teacher's outputs in fp32 for the inputs of `batch` that it knows."""
-        inputs = {name: value for name, value in batch.items() if name in self.accepted}
+        """The teacher's outputs in fp32 for the inputs of `batch` that it knows, laid out by feature. One whose attention is
+        not ours is given a packed batch's features padded."""
+        if is_packed(batch) and not self.takes_packed:
+            batch = padded_inputs(batch)
         with self._autocast():
-            outputs = self.model(**inputs)
-        return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
+            outputs = self.model(**model_inputs(batch, self.accepted))
+        return {name: value.float() for name, value in by_feature(outputs, batch).items()}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:
