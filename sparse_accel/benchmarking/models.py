@@ -74,7 +74,7 @@ def shape_size(shape: str) -> Size:
     """The size of a named shape, without making a model."""
     from transformers import BertConfig
 
-    config = BertConfig(**SHAPES[shape])
+    config = BertConfig(**dict[str, Any](SHAPES[shape]))
     width, inner = config.hidden_size, config.intermediate_size
     per_layer = 4 * width * width + 2 * width * inner
     return Size(config.num_hidden_layers * per_layer, config.num_hidden_layers, width)

@@ -42,7 +42,7 @@ def build_b2(bench: Bench, *, autocast: bool = False) -> Loop:
     masks = {name: mask.to(device) for name, mask in pruned_masks(model).items()}
     hook_masks(model, masks, bench)
     quantize(model, bench)
-    teacher = random_model(workload.shape, settings.seed + 1).to(device).eval().requires_grad_(False)
+    teacher: Any = random_model(workload.shape, settings.seed + 1).to(device).eval().requires_grad_(False)
     teacher.set_attn_implementation("sdpa")
     optimizer = hugging_face_optimizer(model)
 
@@ -79,8 +79,9 @@ def hook_masks(model: nn.Module, masks: dict[str, Tensor], bench: Bench) -> None
 
     def before_forward(mask: Tensor) -> Any:
         def multiply(module: nn.Module, args: Any) -> None:
-            with within("mask"), torch.no_grad():
-                module.weight.data = module.weight.data.mul_(mask)
+            weight: Any = module.weight
+            with within("mask"):
+                weight.data.mul_(mask)
 
         return multiply
 
@@ -92,9 +93,9 @@ def hook_masks(model: nn.Module, masks: dict[str, Tensor], bench: Bench) -> None
         return multiply
 
     for name, mask in masks.items():
-        module = model.get_submodule(name.removesuffix(".weight"))
+        module: Any = model.get_submodule(name.removesuffix(".weight"))
         module.register_forward_pre_hook(before_forward(mask))
-        module.weight.register_hook(on_gradient(mask))  # type: ignore[operator, union-attr]
+        module.weight.register_hook(on_gradient(mask))
 
 
 def quantize(model: Any, bench: Bench) -> None:
@@ -146,7 +147,7 @@ def fake_quantize(spec: QuantSpec | None, bench: Bench) -> nn.Module:
             quantized: Tensor = forward(x)
         return quantized
 
-    made.forward = timed  # type: ignore[method-assign]
+    made.forward = timed
     return made
 
 

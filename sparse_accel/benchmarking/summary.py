@@ -36,6 +36,7 @@ def summarise(document: Document, arm: str) -> ArmSummary:
     wall = seconds_of(document, arm, "wall")
     median = statistics.median(wall)
     useful, done = flops_of(document, arm)
+    processes = document["workload"]["processes"]
     counts, steps = told["counts"], told["steps"]
     return ArmSummary(
         name=arm,
@@ -43,7 +44,7 @@ def summarise(document: Document, arm: str) -> ArmSummary:
         features_low=turn["features"] / max(wall),
         features_high=turn["features"] / min(wall),
         tokens_per_second=turn["tokens"] / median,
-        mfu={peak: useful / median / value for peak, value in document["peaks"].items()},
+        mfu={peak: useful / processes / median / value for peak, value in document["peaks"].items()},
         hfu={peak: done / median / value for peak, value in document["peaks"].items()},
         launches=counts["launches"] / steps,
         syncs=counts["syncs"] / steps,
@@ -52,8 +53,8 @@ def summarise(document: Document, arm: str) -> ArmSummary:
 
 
 def flops_of(document: Document, arm: str) -> tuple[float, float]:
-    """Operations of a turn: those that the data needs, 3 (2 n W + 4 L h sum s^2) over real tokens n; and those that the arm
-    did, padding and a live teacher included."""
+    """Operations of a turn: those that the data of all processes needs, 3 (2 n W + 4 L h sum s^2) over real tokens n; and those
+    that the first process did, padding and a live teacher included."""
     size, told, turn = Size(**document["size"]), document["arms"][arm], document["turn"]
     useful = training_flops(size, Load(turn["tokens"], turn["squares"]))
     computed = Load(**told["computed"])

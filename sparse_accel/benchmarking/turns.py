@@ -42,7 +42,7 @@ def take_turns(
     before: dict[str, list[float]] = {arm: [] for arm in arms}
     done, total = 0, (warm_up + rounds) * len(arms)
     for number in range(-warm_up, rounds):
-        for arm in arms if number % 2 == 0 else reversed(arms):
+        for arm in arms if number % 2 == 0 else reversed(list(arms)):
             if progress is not None:
                 progress(f"warming up {arm}" if number < 0 else f"round {number + 1}, {arm}", done, total)
             wall, cpu = timed(arms[arm], device)

@@ -54,6 +54,7 @@ _ALL = (
         "tiny-ci",
         "every arm on a model of 2 layers, in seconds: counts, not speed",
         "tiny",
+        max_length=128,
         micro_batch_size=4,
         micro_batches=2,
         features=16,

@@ -142,7 +142,12 @@ def read_settings(
     for name, value in {**changes, "rounds": rounds, "threads": threads}.items():
         if value is not None and value < 1:
             raise OptionError(f"--{name}: 1 or more, got {value}")
-    found = replace(found, **{name: value for name, value in changes.items() if value is not None})
+    found = replace(
+        found,
+        features=features or found.features,
+        micro_batch_size=micro_batch_size or found.micro_batch_size,
+        micro_batches=micro_batches or found.micro_batches,
+    )
     step = found.micro_batch_size * found.micro_batches
     if found.features % step:
         raise OptionError(f"--features: a multiple of the {step} of a step, got {found.features}")
