@@ -1,4 +1,4 @@
-"""What our training is compared with: Hugging Face's fine-tuning as its example script does it, and its strongest simple form.
+"""What our training is compared with: Hugging Face's fine-tuning as its script does it, and its strongest simple form.
 
 B1 follows transformers' examples/pytorch/question-answering/run_qa_no_trainer.py: windows padded to the maximum,
 default_data_collator over a datasets.Dataset, AdamW as constructed by name, a scheduler, no clipping.

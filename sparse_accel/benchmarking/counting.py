@@ -27,7 +27,7 @@ class Census(TorchDispatchMode):
     """Within, every operation that torch dispatches is counted, by the stopwatch's phase.
 
     Views are left out: they launch nothing. Reads of a number on the host are counted as `reads`: each waits for the device
-    if its tensor lies there. In the optimizer none is counted: AdamW's step counters lie on the host.
+    if its tensor lies there. In two phases none does: batches are made on the host, and so AdamW counts its steps.
     """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
@@ -40,7 +40,7 @@ class Census(TorchDispatchMode):
         """Count and carry out an operation."""
         phase = self.stopwatch.phase
         if func.__name__.startswith("_local_scalar_dense"):
-            self.reads[phase] += phase != "optimizer"
+            self.reads[phase] += phase not in ("data", "optimizer")
         elif not _is_view(func):
             self.operations[phase] += 1
         return func(*args, **(kwargs or {}))

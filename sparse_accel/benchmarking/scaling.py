@@ -1,6 +1,6 @@
-"""The same benchmark in several processes: `python -m torch.distributed.run ... -m sparse_accel.benchmarking.scaling FILE`.
+"""The same benchmark in several processes.
 
-FILE holds {"settings": ..., "out": where the first process writes what it measured}. Gradients are exchanged by the program's
+Each is `python -m torch.distributed.run ... -m sparse_accel.benchmarking.scaling FILE`. FILE holds {"settings": ..., "out": where the first process writes what it measured}. Gradients are exchanged by the program's
 own DDP; what is handed to the collectives is counted there.
 """
 

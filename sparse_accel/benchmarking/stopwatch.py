@@ -1,4 +1,4 @@
-"""What a turn's time goes to: phases that may lie within each other, on a CPU by its clock, on a GPU by events in its stream."""
+"""What a turn's time goes to: phases within each other, on a CPU by its clock, on a GPU by events in its stream."""
 
 from __future__ import annotations
 
