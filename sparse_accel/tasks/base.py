@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,12 +88,37 @@ class TaskData:
     num_dropped: int = 0
 
 
+class LazyFiles(Mapping[str, Any]):
+    """Contents by name, each made when it is first read: an evaluation whose files nobody writes does not pay for them.
+
+    A copy for another process (pickle) is an ordinary dict, with all contents made.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
+        self._makers = dict(makers)
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
 @dataclass(frozen=True)
 class Scored:
     """The metrics of a split (empty where it holds no answers), and the files worth writing: name -> JSON content."""
 
     metrics: dict[str, float]
-    files: dict[str, Any]
+    files: Mapping[str, Any]
 
 
 class Task(Protocol):

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from sparse_accel.errors import DataError, ModelError
 from sparse_accel.tasks.features import Features, concatenate
@@ -113,17 +115,21 @@ def _cut_in_worker(chunk: Sequence[Question]) -> Windows:
 
 
 class Cutter:
-    """Cuts windows with a tokenizer of its own, whose truncation and padding settings are the spec's alone."""
+    """Cuts windows with a tokenizer of its own, whose truncation and padding settings are the spec's alone.
+
+    Many questions share a context, so each text is tokenized once, and the tokenizer's own last stage (truncation,
+    special tokens, offsets) makes the pairs: what `Tokenizer.encode` would give for each of them.
+    """
 
     def __init__(self, spec: WindowSpec) -> None:
         self.spec = spec
         # Two tokenizers, because truncation is a state: tokenizer.json files often bring their own.
-        self.whole = Tokenizer.from_str(spec.backend)
-        self.whole.no_truncation()
-        self.whole.no_padding()
+        self.plain = Tokenizer.from_str(spec.backend)
+        self.plain.no_truncation()
+        self.plain.no_padding()
         self.cutting = Tokenizer.from_str(spec.backend)
         self.cutting.no_padding()
-        self.room = spec.max_length - self.whole.num_special_tokens_to_add(True)
+        self.room = spec.max_length - self.cutting.num_special_tokens_to_add(True)
         if self.room <= spec.stride:
             raise DataError(
                 f"doc_stride {spec.stride} is too large for max_seq_length {spec.max_length}: a window has {self.room} "
@@ -138,15 +144,20 @@ class Cutter:
 
     def __call__(self, questions: Sequence[Question]) -> Windows:
         spec = self.spec
-        refused = self._too_long(questions)
-        kept = [index for index in range(len(questions)) if index not in refused]
-        pairs = [(questions[index].question.lstrip(), questions[index].context) for index in kept]
-        if not spec.question_first:
-            pairs = [(context, question) for question, context in pairs]
+        context_place = 1 if spec.question_first else 0
+        asked = self._tokens([question.question.lstrip() for question in questions], 1 - context_place)
+        told = self._tokens([question.context for question in questions], context_place)
+        refused: dict[int, str] = {}
         columns = _Columns()
-        for index, encoding in zip(kept, self.cutting.encode_batch(pairs), strict=True):
-            windows = [encoding, *encoding.overflowing]
-            regions = [_context_region(window, 1 if spec.question_first else 0) for window in windows]
+        for index, (question, context) in enumerate(zip(asked, told, strict=True)):
+            problem = self._too_long(len(question), len(context))
+            if problem is not None:
+                refused[index] = problem
+                continue
+            pair = (question, context) if spec.question_first else (context, question)
+            first = self.cutting.post_process(*pair, True)
+            windows = [first, *first.overflowing]
+            regions = [_context_region(window, len(question), spec.question_first) for window in windows]
             if None in regions:
                 refused[index] = "the context has no token"
                 continue
@@ -155,33 +166,40 @@ class Cutter:
                 columns.add(window, region, index, questions[index], spec)
         return Windows(columns.features(spec), refused)
 
-    def _too_long(self, questions: Sequence[Question]) -> dict[int, str]:
-        """Questions that leave a window no longer than the stride for a context that needs several windows."""
-        refused = {}
-        lengths = self._num_tokens([question.question.lstrip() for question in questions])
-        suspects = [index for index, length in enumerate(lengths) if self.room - length <= self.spec.stride]
-        contexts = self._num_tokens([questions[index].context for index in suspects])
-        for index, context_length in zip(suspects, contexts, strict=True):
-            left = self.room - lengths[index]
-            if context_length > left:
-                refused[index] = (
-                    f"the question has {lengths[index]} tokens, which leaves {max(left, 0)} of max_seq_length "
-                    f"{self.spec.max_length} for the context: more than doc_stride {self.spec.stride} are needed"
-                )
-        return refused
+    def _tokens(self, texts: Sequence[str], place: int) -> list[Encoding]:
+        """The tokens of each text alone, as the first (0) or second (1) of a pair: no special ones, nothing cut off."""
+        # The second of a pair has segment 1 before the last stage, which does not set it in all windows. This stands
+        # in for the tokenizer's own last stage, which may move offsets: twice would be once too often.
+        self.plain.post_processor = TemplateProcessing(single=f"$A:{place}", pair="$A:0 $B:1", special_tokens=[])
+        different = list(dict.fromkeys(texts))
+        encodings = dict(zip(different, self.plain.encode_batch(different), strict=True))
+        return [encodings[text] for text in texts]
 
-    def _num_tokens(self, texts: list[str]) -> list[int]:
-        return [len(encoding) for encoding in self.whole.encode_batch(texts, add_special_tokens=False)] if texts else []
+    def _too_long(self, question_length: int, context_length: int) -> str | None:
+        """Why no windows can be cut: the question leaves no more than the stride to a context that needs several."""
+        left = self.room - question_length
+        if left > self.spec.stride or context_length <= left:
+            return None
+        return (
+            f"the question has {question_length} tokens, which leaves {max(left, 0)} of max_seq_length "
+            f"{self.spec.max_length} for the context: more than doc_stride {self.spec.stride} are needed"
+        )
 
 
-def _context_region(window: Encoding, sequence: int) -> tuple[int, int] | None:
-    """First token of the context and the one after its last; None when there is none."""
-    owners = window.sequence_ids
-    count = owners.count(sequence)
-    if not count:
+def _context_region(window: Encoding, question_length: int, question_first: bool) -> tuple[int, int] | None:
+    """First token of the context and the one after its last; None when there is none.
+
+    All that is not a special token of the pair is the question, which is whole in each window, or the context.
+    """
+    special = window.special_tokens_mask
+    count = special.count(0) - question_length
+    if count <= 0:
         return None
-    first = owners.index(sequence)
-    return first, first + count
+    if not question_first:
+        first = special.index(0)
+        return first, first + count
+    end = len(special) - special[::-1].index(0)
+    return end - count, end
 
 
 class _Columns:
@@ -190,7 +208,7 @@ class _Columns:
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.types: list[int] = []
-        self.offsets: list[tuple[int, int]] = []
+        self.offsets: list[list[tuple[int, int]]] = []
         self.lengths: list[int] = []
         self.examples: list[int] = []
         self.regions: list[tuple[int, int]] = []
@@ -205,7 +223,7 @@ class _Columns:
         if spec.token_types:
             self.types.extend(window.type_ids)
         if not spec.labels:
-            self.offsets.extend(window.offsets)
+            self.offsets.append(window.offsets)
         else:
             found = None
             if question.start is not None and question.end is not None:
@@ -231,8 +249,13 @@ class _Columns:
                 "context_start": regions[:, 0].copy(),
                 "context_end": regions[:, 1].copy(),
             },
-            extra={} if spec.labels else {"offsets": _int32(self.offsets).reshape(-1, 2)},
+            extra={} if spec.labels else {"offsets": self._flat_offsets()},
         )
+
+    def _flat_offsets(self) -> np.ndarray:
+        """int32 [T, 2] of all windows; number by number, because numpy is slow to take tuples."""
+        numbers = chain.from_iterable(chain.from_iterable(self.offsets))
+        return np.fromiter(numbers, np.int32, 2 * sum(self.lengths)).reshape(-1, 2)
 
 
 def _int32(values: Sequence[Any]) -> np.ndarray:

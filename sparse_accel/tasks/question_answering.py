@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_accel.errors import DataError, OptionError
-from sparse_accel.tasks.base import DataOptions, Scored, Split, TaskData
+from sparse_accel.tasks.base import DataOptions, LazyFiles, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features, load_features, save_features
 from sparse_accel.tasks.files import cache_folder
@@ -110,9 +110,13 @@ class QuestionAnswering:
             max_answer_length=options.max_answer_length,
             null_score_diff_threshold=options.null_score_diff_threshold,
         )
-        files: dict[str, Any] = {"predictions": answers.predictions, "nbest_predictions": answers.nbest}
+        files: dict[str, Callable[[], Any]] = {
+            "predictions": lambda: answers.predictions,
+            # Half a million small objects: made for the evaluation whose files are written, the last of a run.
+            "nbest_predictions": lambda: answers.nbest,
+        }
         if answers.null_odds is not None:
-            files["null_odds"] = answers.null_odds
+            files["null_odds"] = lambda: answers.null_odds
         references = [Reference(example.id, example.answer_texts) for example in split.examples]
         metrics: dict[str, float] = {}
         if options.version_2_with_negative:
@@ -120,7 +124,7 @@ class QuestionAnswering:
                 metrics = squad_v2(answers.predictions, references)
         elif all(reference.answers for reference in references):
             metrics = squad_v1(answers.predictions, references)
-        return Scored(metrics, files)
+        return Scored(metrics, LazyFiles(files))
 
 
 def _check_options(options: DataOptions) -> None:

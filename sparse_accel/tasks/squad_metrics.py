@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -20,31 +21,25 @@ class Reference:
     answers: Sequence[str]
 
 
+# Room for the answers of SQuAD's training set: they are the same in every evaluation, and many predictions are, too.
+@lru_cache(maxsize=1 << 17)
 def normalize_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, articles and surplus white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, answer: str) -> float:
-    """1.0 when both are the same after normalization, else 0.0."""
-    return float(normalize_answer(prediction) == normalize_answer(answer))
-
-
-def token_f1(prediction: str, answer: str) -> float:
+def word_f1(predicted: Sequence[str], wanted: Sequence[str]) -> float:
     """Harmonic mean of the precision and recall of words, as bags; 0.0 when they share none, or have none."""
-    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    shared = sum((Counter(predicted) & Counter(wanted)).values())
+    remaining = Counter(wanted)
+    shared = 0
+    for word in predicted:
+        if remaining.get(word):
+            remaining[word] -= 1
+            shared += 1
     if not shared:
         return 0.0
     precision, recall = shared / len(predicted), shared / len(wanted)
     return 2 * precision * recall / (precision + recall)
-
-
-def token_f1_or_both_empty(prediction: str, answer: str) -> float:
-    """`token_f1`, but 1.0 when neither has a word: version 2's rule."""
-    if not normalize_answer(prediction) or not normalize_answer(answer):
-        return exact_match(prediction, answer)
-    return token_f1(prediction, answer)
 
 
 def squad_v1(predictions: Mapping[str, str], references: Sequence[Reference]) -> dict[str, float]:
@@ -57,9 +52,11 @@ def squad_v1(predictions: Mapping[str, str], references: Sequence[Reference]) ->
         if not reference.answers:
             raise ValueError(f"question {reference.id!r} has no answer; version 2 of the metric is for such data")
         if reference.id in predictions:
-            prediction = predictions[reference.id]
-            exact += _best(exact_match, prediction, reference.answers)
-            f1 += _best(token_f1, prediction, reference.answers)
+            prediction = normalize_answer(predictions[reference.id])
+            same, words = _best(prediction, map(normalize_answer, reference.answers))
+            exact += same
+            # A text without words has none right, also where the answer has none.
+            f1 += words if prediction else 0.0
     return {"exact_match": 100.0 * exact / len(references), "f1": 100.0 * f1 / len(references)}
 
 
@@ -82,10 +79,10 @@ def squad_v2(
     answerable = {reference.id: bool(reference.answers) for reference in references}
     raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
     for reference in references:
-        answers = [answer for answer in reference.answers if normalize_answer(answer)] or [""]
+        answers = [answer for answer in map(normalize_answer, reference.answers) if answer] or [""]
         prediction = predictions.get(reference.id)
-        for name, measure in (("exact", exact_match), ("f1", token_f1_or_both_empty)):
-            raw[name][reference.id] = 0.0 if prediction is None else _best(measure, prediction, answers)
+        same, words = (0.0, 0.0) if prediction is None else _best(normalize_answer(prediction), answers)
+        raw["exact"][reference.id], raw["f1"][reference.id] = same, words
 
     thresholded = {
         name: {
@@ -107,8 +104,13 @@ def squad_v2(
     return metrics
 
 
-def _best(measure: Callable[[str, str], float], prediction: str, answers: Sequence[str]) -> float:
-    return max(measure(prediction, answer) for answer in answers)
+def _best(prediction: str, answers: Iterable[str]) -> tuple[float, float]:
+    """Exact match and F1 with the best of the answers, all of them normalized; two texts without a word are the same."""
+    different = set(answers)
+    if prediction in different:
+        return 1.0, 1.0
+    words = prediction.split()
+    return 0.0, max(word_f1(words, answer.split()) for answer in different)
 
 
 def _shares(scores: Mapping[str, Mapping[str, float]], keys: Sequence[str], prefix: str) -> dict[str, float]:

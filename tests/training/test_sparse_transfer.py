@@ -107,7 +107,7 @@ def test_a_step_gives_the_same_result_however_its_batch_is_split(
     )
     for step, (one, other) in enumerate(zip(running.log(whole), running.log(split), strict=True)):
         # Once tensors are rounded to a grid, noise of 1e-7 now and then decides which point of the grid they go to.
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5 if step < 4 else 2e-3)
+        assert one["loss"] == pytest.approx(other["loss"], rel=3e-5 if step < 4 else 2e-3)
     assert running.largest_difference(whole, split) < 5e-3
     float_recipe = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
     whole = running.run(

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sparse_accel.errors import DataError, ModelError, OptionError
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features, load_features, save_features
-from sparse_accel.tasks.qa_windows import CHUNK, Question, Windows, cut_windows, window_spec
+from sparse_accel.tasks.qa_windows import CHUNK, Question, Windows, WindowSpec, cut_windows, window_spec
 from tests.tiny import TinyDataOptions, tiny_rows, tiny_squad, tiny_tokenizer
 
 TOKENIZERS = ["bert", "roberta", "left"]
@@ -148,6 +149,62 @@ def test_dev_v1_has_the_number_of_windows_that_everyone_counts(shared_data: Path
     ]
     spec = window_spec(real_tokenizer, max_length=384, stride=128, labels=False)
     assert (len(questions), len(cut_windows(questions, spec, None).features)) == (10570, 10784)
+
+
+# The last stages that tokenizers have: they add special tokens, set segments (not in all windows alike) and move offsets.
+_PAIR = processors.TemplateProcessing(
+    single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+)
+LAST_STAGES: dict[str, Any] = {
+    "none": None,
+    "bert": processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)),
+    "roberta": processors.RobertaProcessing(("[SEP]", 2), ("[CLS]", 1), trim_offsets=True, add_prefix_space=True),
+    "template": _PAIR,
+    "bytes": processors.ByteLevel(trim_offsets=True),
+    "bytes, then template": processors.Sequence([processors.ByteLevel(trim_offsets=True), _PAIR]),
+}
+
+
+@pytest.mark.parametrize("prefix", ["byte", "metaspace"])
+@pytest.mark.parametrize("stage", LAST_STAGES)
+def test_windows_are_those_of_the_tokenizer_given_each_pair(prefix: str, stage: str) -> None:
+    """Tokenizing each text once must change nothing: contexts are shared, segments are set and offsets are trimmed."""
+    texts = [" the  lamp, the red\u00a0lamp  was in the hall \u2014 ", "Ünï códe 漢字 [SEP] 🙂🙂 x" * 3, "the lamp"]
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    if prefix == "byte":
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    specials = ["[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.BpeTrainer(vocab_size=70, special_tokens=specials, show_progress=False)
+    backend.train_from_iterator(texts * 2, trainer)
+    if LAST_STAGES[stage] is not None:
+        backend.post_processor = LAST_STAGES[stage]
+    asked = ["what  was red", " who", "what  was red", "the the", "where was the red lamp in the hall", "x"]
+    questions = [Question(question, texts[n % 3], None, None) for n, question in enumerate(asked)]
+    for question_first, side in ((True, "right"), (False, "right"), (True, "left")):
+        spec = WindowSpec(backend.to_str(), 34, 4, question_first, side, True, (1,), labels=False)
+        found = cut_windows(questions, spec, None)
+        assert found.refused == {}
+        whole = Tokenizer.from_str(spec.backend)
+        strategy = "only_second" if question_first else "only_first"
+        whole.enable_truncation(34, stride=4, strategy=strategy, direction=side)
+        windows = []
+        for question in questions:
+            pair = question.question.lstrip(), question.context
+            first = whole.encode(*(pair if question_first else reversed(pair)))
+            windows += [first, *first.overflowing]
+        assert len(found.features) == len(windows) > len(questions)
+        for index, window in enumerate(windows):
+            feature = found.features[index]
+            assert feature["input_ids"].tolist() == window.ids
+            assert feature["token_type_ids"].tolist() == window.type_ids
+            assert [tuple(span) for span in found.features.extra_of(index, "offsets").tolist()] == window.offsets
+            owners, place = window.sequence_ids, 1 if question_first else 0
+            first_token, last_token = (found.features.facts[name][index] for name in ("context_start", "context_end"))
+            # Without special tokens, the library does not say it of every window.
+            if stage not in ("none", "bytes"):
+                assert [at for at, owner in enumerate(owners) if owner == place] == [*range(first_token, last_token)]
 
 
 def test_an_answer_in_the_very_last_token_is_labelled_there(tokenizers: dict[str, Any]) -> None:

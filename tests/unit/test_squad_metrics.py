@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparse_accel.tasks.squad_metrics import Reference, normalize_answer, squad_v1, squad_v2, token_f1
+from sparse_accel.tasks.squad_metrics import Reference, normalize_answer, squad_v1, squad_v2, word_f1
 
 
 def read(path: Path) -> Any:
@@ -57,8 +57,8 @@ def test_normalization(text: str, normal: str) -> None:
 
 def test_f1_counts_words_as_often_as_both_have_them() -> None:
     # "red red blue" against "red blue green": 2 shared; precision 2/3, recall 2/3.
-    assert token_f1("red red blue", "red blue green") == pytest.approx(2 / 3)
-    assert token_f1("red", "blue") == 0.0
+    assert word_f1("red red blue".split(), "red blue green".split()) == pytest.approx(2 / 3)
+    assert word_f1(["red"], ["blue"]) == 0.0
 
 
 def test_v1_takes_the_best_answer_and_gives_nothing_for_a_missing_prediction() -> None:
