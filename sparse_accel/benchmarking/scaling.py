@@ -1,7 +1,8 @@
 """The same benchmark in several processes.
 
-Each is `python -m torch.distributed.run ... -m sparse_accel.benchmarking.scaling FILE`. FILE holds {"settings": ..., "out": where the first process writes what it measured}. Gradients are exchanged by the program's
-own DDP; what is handed to the collectives is counted there.
+Each is `python -m torch.distributed.run ... -m sparse_accel.benchmarking.scaling FILE`. FILE holds {"settings": ..., "out": where
+the first process writes what it measured}. Gradients are exchanged by the program's own DDP; what is handed to the
+collectives is counted there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands of `benchmark`; here is `inference`: latency of deployments side by side, and what int8 and zeros bought."""
+"""The commands of `benchmark`, and `inference`: latency of deployments side by side, what int8 and zeros bought."""
 
 from __future__ import annotations
 
