@@ -35,6 +35,7 @@ from sparse_accel.benchmarking.report import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+EVALUATION = RESULTS / "eval_qa.json"
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "training_breakdown.png"
 BLOCKS = {
@@ -55,7 +56,10 @@ def main() -> None:
     parser.add_argument("--runs", default=",".join(RUNS), help="with commas between them")
     parser.add_argument("--table", action="store_true", help="write the tables and the plot only")
     arguments, further = parser.parse_known_args()
-    for name in [] if arguments.table else arguments.runs.split(","):
+    names = [] if arguments.table else arguments.runs.split(",")
+    if not RUNS.keys() >= set(names):
+        parser.error(f"--runs: {', '.join(RUNS)}")
+    for name in names:
         run(name, [*RUNS[name], *further])
     found = documents()
     text = PAGE.read_text("utf-8")
@@ -78,18 +82,25 @@ def run(name: str, words: Sequence[str]) -> None:
 
 
 def documents() -> dict[str, Any]:
-    """All results, by the names of their files."""
-    files = sorted(
-        RESULTS.glob("training_*.json"),
-        key=lambda file: list(RUNS).index(file.stem[9:]) if file.stem[9:] in RUNS else 99,
-    )
-    return {file.stem[9:]: json.loads(file.read_text("utf-8")) for file in files}
+    """All results of trainings, by the names of their files, those of RUNS first."""
+    files = {file.stem.removeprefix("training_"): file for file in sorted(RESULTS.glob("training_*.json"))}
+    names = [*(name for name in RUNS if name in files), *(name for name in files if name not in RUNS)]
+    return {name: json.loads(files[name].read_text("utf-8")) for name in names}
+
+
+def evaluations() -> list[dict[str, Any]]:
+    """The results of benchmarks/eval_qa.py, where there are any, as bars want to know them."""
+    if not EVALUATION.is_file():
+        return []
+    document = json.loads(EVALUATION.read_text("utf-8"))
+    machine = {**document["machine"], "device": "cpu"}
+    return [{**document, "workload": {"name": "eval-qa"}, "settings": {"precision": "fp32"}, "machine": machine}]
 
 
 def table(block: str, found: dict[str, Any]) -> str:
     """The Markdown of a block: all bars, or the tables of every run."""
     if block == "bars":
-        return bars_table(verdicts(list(found.values()))).to_markdown()
+        return bars_table(verdicts([*found.values(), *evaluations()])).to_markdown()
     parts = []
     for document in found.values():
         parts.append(f"### {document['workload']['name']}, {document['settings']['precision']}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _WIDE: Final = 100
 _SHORT: Final = {"optimizer": "optim."}
 
 RESULT_FILES: Final = ("results.json", "results.md", "step_breakdown.png")
-_COLOURS: Final = ("#bdbdbd", "#fdae6b", "#6baed6", "#2171b5", "#74c476", "#d94801", "#756bb1", "#31a354", "#e0e0e0")
+_COLOURS: Final = ("#bdbdbd", "#fdae6b", "#6baed6", "#2171b5", "#756bb1", "#d94801", "#e7298a", "#31a354", "#e0e0e0")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ def scaling_table(document: Document) -> Table:
         without = document["arms"].get(f"{arm}_alone")
         exposed = "" if without is None else milliseconds(1000 * exposed_seconds(told, without))
         sent = document["wire"][arm]["bytes_a_step"]
-        exchanged = (
-            ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in sent.items() if kind != "scalars") or "nothing"
-        )
+        exchanged = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in sent.items() if size >= 5e3) or "nothing"
         rows.append((arm, f"{together:,.1f}", f"{alone:,.1f}", f"{together / (count * alone):.0%}", exposed, exchanged))
     headings = (
         "arm",
@@ -149,8 +148,8 @@ def phases_table(document: Document) -> Table:
 
 
 def milliseconds(value: float) -> str:
-    """Whole from 100 on."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    """Whole from 10 on."""
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"
 
 
 def bars_table(found: Sequence[Verdict]) -> Table:
@@ -247,10 +246,14 @@ def _print(console: Any, table: Table, left: int = 1) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
-    shown = Shown(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Shown(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if console.width >= _WIDE else 0, 0, 0))
     for index, heading in enumerate(table.headings):
-        # Headings may break, numbers may not; of text, the first column may.
-        shown.add_column(heading, justify="left" if index < left else "right", no_wrap=0 < index and left == 1)
+        is_number = left == 1
+        if is_number:
+            # Numbers do not break; a heading that is longer than they are does.
+            longest = max((len(row[index]) for row in table.rows), default=0)
+            heading = "\n".join(textwrap.wrap(heading, max(longest, 9), break_long_words=False))
+        shown.add_column(heading, justify="left" if index < left else "right", no_wrap=is_number)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown, highlight=False, markup=False)

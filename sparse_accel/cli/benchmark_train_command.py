@@ -64,10 +64,7 @@ def train_command(
     batching: Annotated[
         str, typer.Option("--batching", help="How our arms form batches.", metavar="packed|grouped|padded")
     ] = "packed",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", help="Processor threads. [dim](default: 1 on a CPU)[/dim]", show_default=False),
-    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Processor threads.")] = 1,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -82,8 +79,7 @@ def train_command(
 ) -> int:
     """Measure what masks, teachers, quantization and batching cost in training, and how others' training compares.
 
-    Models are random and of exact shapes, lengths are those of real data: for speed, not for scores. Arms take turns in
-    one process; before anything is timed they are shown to compute the same."""
+    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores."""
     if list_workloads:
         print_list()
         return 0
@@ -130,7 +126,7 @@ def read_settings(
     micro_batch_size: int | None,
     micro_batches: int | None,
     batching: str,
-    threads: int | None,
+    threads: int,
 ) -> Settings:
     """The settings of a command. Raises OptionError for a value that cannot be."""
     from dataclasses import replace
@@ -159,7 +155,7 @@ def read_settings(
     names = found.arms if arms is None else tuple(dict.fromkeys(word.strip() for word in arms.split(",")))
     if not all(names):
         raise OptionError(f"--arms: expected names with commas between them, got {arms!r}")
-    return Settings(found, names, rounds, chosen, batching, threads or 1)
+    return Settings(found, names, rounds, chosen, batching, threads)
 
 
 def command_line(settings: Settings) -> str:

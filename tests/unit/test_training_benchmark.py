@@ -277,10 +277,8 @@ def test_a_gate_that_does_not_hold_yields_no_numbers(tmp_path: Path, monkeypatch
 
 
 def settings(workload: str = "tiny-ci", **changes: Any) -> Settings:
-    given: dict[str, Any] = dict.fromkeys(
-        ("arms", "precision", "features", "micro_batch_size", "micro_batches", "threads")
-    )
-    return read_settings(workload, **{**given, "rounds": 5, "batching": "packed", **changes})
+    given: dict[str, Any] = dict.fromkeys(("arms", "precision", "features", "micro_batch_size", "micro_batches"))
+    return read_settings(workload, **{**given, "rounds": 5, "batching": "packed", "threads": 1, **changes})
 
 
 def test_settings_are_the_workloads_unless_said() -> None:
