@@ -33,10 +33,11 @@ _COLOURS: Final = ("#bdbdbd", "#fdae6b", "#6baed6", "#2171b5", "#756bb1", "#d948
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text; the first column is a name, the others are numbers."""
+    """Headings and rows; the first `num_words` columns are words, the others are numbers."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    num_words: int = 1
 
     def without(self, heading: str) -> Table:
         """All columns but one."""
@@ -49,7 +50,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """With the numbers to the right."""
-        rule = "|".join(["---", *["---:"] * (len(self.headings) - 1)])
+        rule = "|".join("---" if at < self.num_words else "---:" for at in range(len(self.headings)))
         lines = [" | ".join(self.headings), *(" | ".join(row) for row in self.rows)]
         return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]) + "\n"
 
@@ -160,8 +161,8 @@ def bars_table(found: Sequence[Verdict]) -> Table:
         sign = "at least" if bar.is_floor else "at most"
         measured = "" if verdict.value is None else f"{number(verdict.value)}{bar.unit}"
         where = f"{bar.workload}, {'GPU' if bar.device == 'cuda' else 'CPU'}"
-        rows.append((bar.what, where, f"{sign} {number(bar.bound)}{bar.unit}", measured, verdict.status))
-    return Table(("bar", "workload", "bound", "measured", "status"), tuple(rows))
+        rows.append((bar.what, where, verdict.status, f"{sign} {number(bar.bound)}{bar.unit}", measured))
+    return Table(("bar", "workload", "status", "bound", "measured"), tuple(rows), num_words=3)
 
 
 def number(value: float) -> str:
@@ -237,23 +238,24 @@ def print_report(document: Document) -> None:
         _print(console, make(document))
     found = [verdict for verdict in verdicts([document]) if verdict.value is not None]
     if found:
-        _print(console, bars_table(found), left=2)
+        _print(console, bars_table(found))
     for line in notes(document):
         console.print(line, highlight=False, markup=False)
 
 
-def _print(console: Any, table: Table, left: int = 1) -> None:
+def _print(console: Any, table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
     shown = Shown(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if console.width >= _WIDE else 0, 0, 0))
     for index, heading in enumerate(table.headings):
-        is_number = left == 1
+        is_number = index >= table.num_words
         if is_number:
             # Numbers do not break; a heading that is longer than they are does.
             longest = max((len(row[index]) for row in table.rows), default=0)
             heading = "\n".join(textwrap.wrap(heading, max(longest, 9), break_long_words=False))
-        shown.add_column(heading, justify="left" if index < left else "right", no_wrap=is_number)
+        # Nor does the name of an arm.
+        shown.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number or table.num_words == 1)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown, highlight=False, markup=False)
