@@ -1,4 +1,4 @@
-"""The command `benchmark inference`: latency of deployments side by side, and what int8 and zeros bought."""
+"""The commands of `benchmark`, and `inference`: latency of deployments side by side, what int8 and zeros bought."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.benchmark_train_command import train_command
 from sparse_accel.errors import OptionError
 
 if TYPE_CHECKING:
@@ -22,15 +23,13 @@ _FEW_ZEROS: Final = 0.05
 
 
 def register(app: typer.Typer) -> None:
-    """Add `benchmark` with its one subject, `inference`."""
-    benchmark = typer.Typer(help="Measure: [bold]benchmark inference[/bold].", rich_markup_mode="rich")
+    """Add `benchmark` with its subjects, `inference` and `train`."""
+    benchmark = typer.Typer(
+        help="Measure: [bold]benchmark inference[/bold] or [bold]benchmark train[/bold].", rich_markup_mode="rich"
+    )
     benchmark.command("inference")(inference_command)
-    benchmark.callback()(_benchmark)
+    benchmark.command("train")(train_command)
     app.add_typer(benchmark, name="benchmark")
-
-
-def _benchmark() -> None:
-    """Keeps `inference` a word of its own while it is the only one."""
 
 
 def inference_command(

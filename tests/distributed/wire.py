@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +17,10 @@ os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from sparse_accel.benchmarking.counting import Wire
 from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.layers import compressed_layers
-
-_NAMESPACES = ("c10d", "_c10d_functional")
-
-
-@dataclass
-class Counted:
-    """Bytes and calls of the collectives since the last look, by what they do: `all_reduce`, `reduce_scatter`, `all_gather`
-    and so on. `scalars` are the calls that carry one number, whatever they do."""
-
-    bytes: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
-
-
-class Wire(TorchDispatchMode):
-    """Within, every collective of this thread is counted where torch hands it to its process group, those of DDP's reducer
-    in C++ among them.
-
-    The bytes of a call are those of the whole that it is about: what is summed, what is sent to all, what comes together.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counted = Counted()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out an operation, and count it if it is a collective."""
-        if DTensor in types:
-            return NotImplemented  # it is taken apart first: its own collectives come by here
-        out = func(*args, **(kwargs or {}))
-        kind = _kind(func.__name__) if func.namespace in _NAMESPACES else None
-        if kind is not None:
-            whole = max(_num_bytes(part) for part in (*args, out))
-            kind = kind if whole > 8 else "scalars"
-            self.counted.bytes[kind] += whole
-            self.counted.calls[kind] += 1
-        return out
-
-    def take(self) -> Counted:
-        """What was counted since the last call."""
-        taken, self.counted = self.counted, Counted()
-        return taken
-
-
-def _kind(name: str) -> str | None:
-    """What a collective does, from its name in torch; None for what sends nothing."""
-    plain = name.replace("_", "")
-    kinds = ("reduce_scatter", "all_reduce", "all_gather", "broadcast", "reduce")
-    if plain.startswith(("wait", "wrap", "barrier", "monitoredbarrier")):
-        return None
-    return next((kind for kind in kinds if kind.replace("_", "") in plain), name)
-
-
-def _num_bytes(part: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(part) if isinstance(leaf, Tensor))
 
 
 def count(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""What must hold before anything is timed: a faster step that computes something else is worth nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparse_accel.benchmarking.baselines import Loop, build_b1
+from sparse_accel.benchmarking.lengths import random_features, spread_lengths
+from sparse_accel.benchmarking.models import SHAPES
+from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own
+from sparse_accel.errors import InvariantError
+
+# Of the fp32 gradient of a step, and of its loss.
+TOLERANCE: Final = 1e-5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Something that was compared: the difference found, and the largest that lets the run go on."""
+
+    what: str
+    found: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run may go on; not for what is no number."""
+        return self.found <= self.allowed
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"what": self.what, "found": self.found, "allowed": self.allowed}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The loss of one step and its gradient, by parameter name."""
+
+    loss: float
+    gradient: dict[str, Tensor]
+
+
+def parity_gates(bench: Bench) -> list[Gate]:
+    """Compare, in fp32 and without dropout, one step of the run's batching with the padded one, and of the padded one with
+    Hugging Face's own loss on features that have no padding. `bench` is one whose launch is in fp32."""
+    settings = bench.settings
+    workload = replace(settings.workload, features=settings.features_per_step)
+    settings = replace(settings, workload=workload, precision="fp32")
+    lengths = spread_lengths(workload.lengths, workload.features, longest=workload.max_length)
+    vocabulary = vocabulary_of(workload.shape)
+    one_step = replace(bench, settings=settings, features=random_features(lengths, vocabulary, settings.seed))
+    gates = []
+    for name in ("dense", "kd_live"):
+        for batching in (settings.batching,) if settings.batching != "padded" else ():
+            ours = own_step(name, one_step, batching)
+            padded = own_step(name, one_step, "padded")
+            gates += _compared(f"{name}, {batching} against padded", ours, padded)
+    full = np.full(workload.features, min(64, workload.max_length))
+    whole = replace(one_step, features=random_features(full, vocabulary, settings.seed))
+    whole = replace(whole, settings=replace(settings, workload=replace(workload, max_length=int(full[0]))))
+    gates += _compared(
+        "dense against Hugging Face's own loss, features without padding",
+        own_step("dense", whole, settings.batching),
+        hugging_face_step(whole),
+    )
+    return gates
+
+
+def require(gates: list[Gate]) -> None:
+    """Raise InvariantError for the gates that do not hold."""
+    failed = [gate for gate in gates if not gate.holds]
+    if failed:
+        told = "; ".join(f"{gate.what}: {gate.found:.3g}, allowed {gate.allowed:.3g}" for gate in failed)
+        raise InvariantError(f"nothing was measured, for the arms do not compute the same ({told})")
+
+
+def vocabulary_of(shape: str) -> int:
+    """How many token ids a shape's embedding has."""
+    return SHAPES[shape].get("vocab_size", 30522)
+
+
+def own_step(name: str, bench: Bench, batching: str) -> Step:
+    """One step of an arm of ours, unclipped."""
+    arm = replace(OWN_ARMS[name], batching=batching)
+    training = build_own(arm, bench, dropout=0.0, max_grad_norm=0.0)
+    gradient = _take_gradient(training, training.session.module, training.session.optimizer)
+    assert training.state.total_loss is not None
+    return Step(float(training.state.total_loss), gradient)
+
+
+def hugging_face_step(bench: Bench) -> Step:
+    """One step of B1."""
+    loop = build_b1(bench, dropout=0.0)
+    losses: list[Tensor] = []
+    loss_of = loop.loss
+
+    def recorded(batch: dict[str, Tensor]) -> Tensor:
+        loss = loss_of(batch)
+        losses.append(loss.detach())
+        return loss
+
+    loop.loss = recorded
+    gradient = _take_gradient(loop, loop.module, loop.optimizer)
+    return Step(float(torch.stack(losses).mean()), gradient)
+
+
+def _take_gradient(arm: OwnTraining | Loop, module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    taken: dict[str, Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        named = module.named_parameters()
+        taken.update({name: value.grad.detach().clone() for name, value in named if value.grad is not None})
+
+    inner = getattr(optimizer, "optimizer", optimizer)
+    handle = inner.register_step_pre_hook(keep)
+    arm.turn()
+    handle.remove()
+    return taken
+
+
+def _compared(what: str, one: Step, other: Step) -> list[Gate]:
+    """The relative difference of two losses, and of two gradients as vectors."""
+    if one.gradient.keys() != other.gradient.keys():
+        return [Gate(f"{what}: the gradient's parameters", float("nan"), TOLERANCE)]
+    difference = sum(
+        float((one.gradient[name] - value).double().square().sum()) for name, value in other.gradient.items()
+    )
+    whole = sum(float(value.double().square().sum()) for value in other.gradient.values())
+    return [
+        Gate(f"{what}: loss", abs(one.loss - other.loss) / abs(other.loss), TOLERANCE),
+        Gate(f"{what}: gradient", (difference / whole) ** 0.5, TOLERANCE),
+    ]

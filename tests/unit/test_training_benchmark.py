@@ -1,0 +1,320 @@
+"""Training benchmark: formulas by hand, real arms on a tiny model, gates that end a run, and what is said of bars."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from sparse_accel.benchmarking import bars, lengths, parity, summary
+from sparse_accel.benchmarking.baselines import build_b1, padded_dataset
+from sparse_accel.benchmarking.counting import Census
+from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, random_model, shape_size, training_flops
+from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
+from sparse_accel.benchmarking.runner import open_bench
+from sparse_accel.benchmarking.sparseml_style import build_b2
+from sparse_accel.benchmarking.stopwatch import Stopwatch
+from sparse_accel.benchmarking.turns import take_turns
+from sparse_accel.benchmarking.workloads import NOT_YET, WORKLOADS, Settings, find_workload
+from sparse_accel.cli.benchmark_train_command import read_settings
+from sparse_accel.cli.program import run_command
+from sparse_accel.errors import InvariantError, OptionError, OutputError
+from sparse_accel.tasks.collating import Collator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """One step of 8 features in two micro-batches on the tiny model."""
+    threads = torch.get_num_threads()
+    workload = replace(WORKLOADS["tiny-ci"], features=8)
+    yield open_bench(Settings(workload, ("dense",), 1, "fp32", "packed", threads))
+    AcceleratorState._reset_state(True)
+
+
+def test_the_histograms_count_what_they_say() -> None:
+    squad = lengths.histogram("squad_v1")["parts"]
+    assert (squad["dev"]["examples"], squad["dev"]["features"]) == (10570, 10784)
+    for name, longest in (("squad_v1", 384), ("mnli", 128)):
+        for part, told in lengths.histogram(name)["parts"].items():
+            found, counts = lengths.length_counts(name, part)
+            assert counts.sum() == told["features"] and found.max() <= longest
+
+
+def test_a_few_lengths_stand_for_all() -> None:
+    found, counts = lengths.length_counts("squad_v1")
+    mean = (found * counts).sum() / counts.sum()
+    spread = lengths.spread_lengths("squad_v1", 32, longest=384)
+    assert abs(spread.mean() / mean - 1) < 0.02
+    assert lengths.spread_lengths("squad_v1", 32, longest=100).max() == 100
+
+
+def test_random_features_have_their_lengths_and_answers_within() -> None:
+    given = np.array([6, 40, 20])
+    features = lengths.random_features(given, vocabulary=1000, seed=3)
+    assert sorted(features.lengths) == [6, 20, 40]
+    start, end = features.labels["start_positions"], features.labels["end_positions"]
+    assert (start <= end).all() and (end < features.lengths).all()
+    assert len(np.unique(features.tokens["input_ids"])) > 30
+    assert np.array_equal(features.tokens["input_ids"], lengths.random_features(given, 1000, 3).tokens["input_ids"])
+
+
+def test_operations_by_hand() -> None:
+    # Two sequences of 3 and 5 tokens; 100 weights, 2 layers, 4 wide.
+    load = Load.of(np.array([3, 5]))
+    assert load == Load(8, 34)
+    assert training_flops(Size(100, 2, 4), load) == 3 * (2 * 8 * 100 + 4 * 2 * 4 * 34)
+
+
+def test_the_size_is_that_of_the_model() -> None:
+    assert shape_size("tiny").encoder_weights == sum(
+        w.numel() for w in encoder_matrices(random_model("tiny", 0)).values()
+    )
+    assert shape_size("bert_base").encoder_weights == 84_934_656
+    assert shape_size("bert_large").encoder_weights == 301_989_888
+
+
+def document(**seconds: list[float]) -> dict[str, Any]:
+    """Results as a run gives them, of arms that took so long; `dense` computed 10 tokens of which 8 were real."""
+    arm = {
+        "what": "",
+        "numerics": "",
+        "has_teacher": False,
+        "steps": 2,
+        "computed": {"tokens": 10, "squares": 50},
+        "counts": {"launches": 6, "syncs": 4, "counted": ""},
+        "phases_seconds": {"forward": 0.5, "other": 0.1},
+        "state_bytes": 0,
+        "violations": 0,
+    }
+    return {
+        "workload": {"name": "mini-cpu", "purpose": "", "processes": 1},
+        "settings": {"precision": "fp32", "batching": "packed", "rounds": 2},
+        "machine": {"device": "cpu"},
+        "clock": "cpu",
+        "turn": {"features": 4, "tokens": 8, "squares": 34},
+        "size": {"encoder_weights": 100, "layers": 2, "width": 4},
+        "peaks": {"measured": 10_000.0},
+        "collating": {"milliseconds_per_32_features": {"hugging_face": [6.0, 8.0], "packed": [0.1, 0.1]}},
+        "arms": {name: {**arm, "seconds": {"wall": values, "cpu": values}} for name, values in seconds.items()},
+    }
+
+
+def test_utilisation_by_hand() -> None:
+    found = summary.summarise(document(dense=[2.0, 2.0]), "dense")
+    assert found.features_per_second == 2.0 and found.tokens_per_second == 4.0
+    assert found.mfu["measured"] == pytest.approx(3 * (2 * 8 * 100 + 4 * 2 * 4 * 34) / 2.0 / 10_000)
+    assert found.hfu["measured"] == pytest.approx(3 * (2 * 10 * 100 + 4 * 2 * 4 * 50) / 2.0 / 10_000)
+    assert (found.launches, found.syncs) == (3, 2)
+
+
+def test_a_live_teacher_counts_for_the_hardware_alone() -> None:
+    plain, taught = document(dense=[2.0]), document(dense=[2.0])
+    taught["arms"]["dense"]["has_teacher"] = True
+    one, other = summary.summarise(plain, "dense"), summary.summarise(taught, "dense")
+    assert other.mfu == one.mfu
+    assert other.hfu["measured"] == pytest.approx(one.hfu["measured"] * 4 / 3)
+
+
+def test_ratios_are_those_within_rounds() -> None:
+    found = summary.cost(document(dense=[1.0, 2.0, 4.0], mask=[1.1, 2.4, 4.0]), "mask", "dense")
+    assert found is not None
+    assert (found.median, found.low, found.high) == pytest.approx((1.1, 1.0, 1.2))
+    assert summary.noise(document(dense=[1.0, 2.0], dense_again=[1.01, 1.9])) == pytest.approx(0.05)
+
+
+def test_bars_are_met_missed_or_open() -> None:
+    measured = document(dense=[1.0], dense_padded=[2.4], mask=[1.1])
+    found = {verdict.bar.what: verdict for verdict in bars.verdicts([measured])}
+    assert found["packed against padded to 384, fp32"].status == "met"
+    assert found["masks over dense"].status == "not measured yet"  # on the GPU, which comes last
+    on_cpu = [verdict for verdict in bars.verdicts([measured]) if verdict.bar.device == "cpu"]
+    statuses = {verdict.bar.what: verdict.status for verdict in on_cpu}
+    assert statuses["masks over dense"] == "missed"
+    assert statuses["packed against padded to 384, bf16"] == "not measured yet"
+    assert statuses["collating against default_data_collator on datasets"] == "met"
+    assert statuses["collating 32 features"] == "met"
+
+
+def test_a_bar_reads_runs_of_its_own_kind_alone() -> None:
+    in_bf16 = document(dense=[1.0], dense_padded=[2.4])
+    in_bf16["settings"]["precision"] = "bf16"
+    statuses = {v.bar.what: v.status for v in bars.verdicts([in_bf16]) if v.bar.device == "cpu"}
+    assert statuses["packed against padded to 384, fp32"] == "not measured yet"
+    assert statuses["packed against padded to 384, bf16"] == "met"
+
+
+def test_arms_take_turns_and_every_other_round_goes_backwards() -> None:
+    log: list[str] = []
+    arms = {name: (lambda name=name: log.append(name)) for name in "ab"}
+    seconds, before = take_turns(arms, 3, warm_up=1, device=CPU)
+    assert "".join(log) == "ba" + "ab" + "ba" + "ab"
+    assert len(seconds["a"]["wall"]) == len(seconds["b"]["cpu"]) == 3 and len(before["a"]) == 1
+
+
+def test_time_goes_to_the_innermost_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))
+    stopwatch = Stopwatch(CPU)
+    monkeypatch.setattr(stopwatch, "_mark", lambda: next(ticks))
+    with stopwatch.within("forward"):
+        pass  # it is off
+    stopwatch.start()  # 0
+    with stopwatch.within("forward"):  # 1
+        with stopwatch.within("quant"):  # 2
+            pass  # 3
+    # 4, and 5 at the end
+    assert stopwatch.stop() == {"forward": 2, "quant": 1, "other": 2}
+
+
+def test_the_census_counts_operations_but_no_views() -> None:
+    stopwatch = Stopwatch(CPU)
+    x = torch.ones(2, 3)
+    with Census(stopwatch) as census:
+        (x.t() @ x).sum().item()
+    assert sum(census.operations.values()) == 2
+    assert sum(census.reads.values()) == 1
+
+
+def test_hugging_faces_rows_are_those_of_our_padded_batch(bench: Bench) -> None:
+    features = bench.features
+    ours = Collator({"input_ids": 0, "token_type_ids": 0}, 128, pad_to_max_length=True)(features, np.arange(8))
+    theirs = padded_dataset(features, 128)[:]
+    assert set(theirs) == set(ours)
+    for name, column in ours.items():
+        assert torch.equal(torch.tensor(theirs[name]), column), name
+
+
+def test_a_step_of_every_baseline_trains(bench: Bench) -> None:
+    for build in (build_b1, build_b2):
+        loop = build(bench)
+        before = copy.deepcopy(loop.module.state_dict())
+        with loop.watched():
+            loop.turn()
+        assert loop.load == Load(8 * 128, 8 * 128 * 128)
+        after = loop.module.state_dict()
+        assert any(
+            not torch.equal(before[name], value) for name, value in after.items() if name.endswith("query.weight")
+        )
+
+
+def test_sparseml_style_quantizes_what_the_recipe_does(bench: Bench) -> None:
+    from torch.ao.quantization import FakeQuantize
+
+    loop = build_b2(bench)
+    fake = [module for module in loop.module.modules() if isinstance(module, FakeQuantize)]
+    assert len(fake) == quantized_plan(random_model("tiny", 0)).num_quantizers == 6 + 2 + 2 * 18
+    loop.turn()
+    assert all(float(module.scale) != 1.0 for module in fake)
+    loop.model(**next(iter(loop.batches)))  # SparseML's hook puts zeros back before a forward
+    assert loop.violations() == 0
+
+
+def test_an_arm_of_ours_is_watched_without_a_trace(bench: Bench) -> None:
+    training = build_own(OWN_ARMS["recipe_live"], bench)
+    session = training.session
+    seen = [dict(vars(session)), dict(vars(session.optimizer)), dict(vars(session.accelerator))]
+    training.turn()
+    with training.watched():
+        bench.stopwatch.start()
+        training.turn()
+        phases = bench.stopwatch.stop()
+    assert {"data", "teacher", "forward", "backward", "mask", "quant", "optimizer"} <= set(phases)
+    assert training.load == Load.of(bench.features.lengths)
+    assert [dict(vars(session)), dict(vars(session.optimizer)), dict(vars(session.accelerator))] == seen
+    assert training.violations() == 0
+    assert training.state.clock.step == 2
+
+
+def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["benchmark", "train", "tiny-ci", "--arms", "dense,qat_observing,mask,b2", "--features", "8"]
+    try:
+        assert run_command([*words, "--rounds", "1", "--output-dir", str(tmp_path / "out")], speaks=True) == 0
+    finally:
+        AcceleratorState._reset_state(True)
+    text = (tmp_path / "out" / "results.json").read_text("utf-8")
+    found = json.loads(text)
+    counts = {arm: told["counts"] for arm, told in found["arms"].items()}
+    assert list(counts) == ["dense", "qat_observing", "mask", "b2"]
+    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "qat_observing")] == [0, 0, 0]
+    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["qat_observing"]["launches"]
+    assert found["arms"]["mask"]["violations"] == 0
+    assert found["arms"]["mask"]["state_bytes"] < found["arms"]["dense"]["state_bytes"] / 2
+    assert all(gate["found"] <= gate["allowed"] for gate in found["gates"])
+    assert str(tmp_path) not in text
+    assert (tmp_path / "out" / "step_breakdown.png").stat().st_size > 10_000
+    page = (tmp_path / "out" / "results.md").read_text("utf-8")
+    assert "| mask |" in page and "time / dense" in capsys.readouterr().out
+
+
+def test_a_gate_that_does_not_hold_yields_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
+    words = [
+        "benchmark",
+        "train",
+        "tiny-ci",
+        "--arms",
+        "dense",
+        "--features",
+        "8",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    try:
+        with pytest.raises(InvariantError, match="nothing was measured"):
+            run_command(words, speaks=True)
+    finally:
+        AcceleratorState._reset_state(True)
+    assert not list(tmp_path.rglob("*"))
+
+
+def settings(workload: str = "tiny-ci", **changes: Any) -> Settings:
+    given: dict[str, Any] = dict.fromkeys(("arms", "precision", "features", "micro_batch_size", "micro_batches"))
+    return read_settings(workload, **{**given, "rounds": 5, "batching": "packed", "threads": 1, **changes})
+
+
+def test_settings_are_the_workloads_unless_said() -> None:
+    found = settings(features=32, micro_batches=4, arms="dense, mask")
+    assert (found.workload.features, found.workload.micro_batch_size, found.steps) == (32, 4, 2)
+    assert found.arms == ("dense", "mask") and found.precision == "fp32"
+    assert settings("scale-3").workload.processes == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": 12}, "--features: a multiple of the 8 of a step, got 12"),
+        ({"rounds": 0}, "--rounds: 1 or more, got 0"),
+        ({"precision": "fp16"}, "--precision: fp32, bf16; got 'fp16'"),
+        ({"batching": "loose"}, "--batching: packed, grouped, padded; got 'loose'"),
+        ({"workload": "mini_cpu"}, "no such workload; did you mean 'mini-cpu'"),
+        ({"workload": "mlm-base"}, "cannot run: the program trains no masked-language model"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        settings(**changes)
+
+
+def test_every_workload_names_arms_that_there_are() -> None:
+    from sparse_accel.benchmarking.arms import ARMS, MISSING
+
+    for workload in (*WORKLOADS.values(), find_workload("scale-2")):
+        assert set(workload.arms) <= {*ARMS, *MISSING}
+    assert not set(NOT_YET) & set(WORKLOADS)
+
+
+def test_an_unknown_arm_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no arm is called 'masks'; did you mean 'mask'"):
+        run_command(["benchmark", "train", "tiny-ci", "--arms", "masks"], speaks=True)
+    (tmp_path / "results.json").write_text("{}", "utf-8")
+    with pytest.raises(OutputError, match=r"holds results\.json already"):
+        run_command(["benchmark", "train", "tiny-ci", "--output_dir", str(tmp_path)], speaks=True)
