@@ -86,15 +86,17 @@ def evaluation_precision(options: Any, device: torch.device) -> contextlib.Abstr
 def evaluate(
     session: Session, split: Split, collate: Any, *, prefix: str, on_batch: OnBatch | None = None
 ) -> Evaluation:
-    """Score the model as it is on `split`; computed on the main process, given to all."""
+    """Score the model as it is on `split`; computed on the main process, which alone has the files; all get the metrics."""
     started = time.perf_counter()
     outputs = predict(session, split, collate, on_batch=on_batch)
-    shared: list[Any] = [None]
+    scored = Scored({}, {})
     if session.accelerator.is_main_process:
-        shared[0] = session.task.score(split, outputs, session.options)
+        scored = session.task.score(split, outputs, session.options)
     if session.accelerator.num_processes > 1:
+        # Not the files: to send them would make them, and most evaluations' are never read.
+        shared = [scored.metrics]
         torch.distributed.broadcast_object_list(shared, src=0)
-    scored: Scored = shared[0]
+        scored = Scored(shared[0], scored.files)
     seconds = time.perf_counter() - started
     metrics = {f"{prefix}_{name}": value for name, value in scored.metrics.items()}
     metrics[f"{prefix}_samples"] = len(split.features)
