@@ -251,6 +251,10 @@ def _check_machine(options: TrainOptions, changed: Collection[str]) -> None:
         "a model trained in one half precision is evaluated in it; leave --fp16_full_eval and --bf16_full_eval out",
     )
     _refuse(options.fp16 and options.use_cpu, "--fp16: needs a GPU; on a CPU use --bf16")
+    _refuse(
+        options.compile and (not options.do_train or options.one_shot),
+        "--compile: is for training; it needs --do_train, and has no use for --one_shot",
+    )
 
 
 def _check_folders(options: TrainOptions, changed: Collection[str]) -> None:

@@ -415,6 +415,13 @@ class TrainOptions:
         "Evaluate in bfloat16 even when training is not.", GROUP_MACHINE, False, shapes_weights=False
     )
     use_cpu: bool = _option("Run on the CPU though there is a GPU.", GROUP_MACHINE, False, aliases=("no_cuda",))
+    compile: bool = _option(
+        "Compile the layers of the encoder with torch.compile: dense models and masks, in a single process. Takes a minute or"
+        " more before the first steps; needs a C++ compiler on a CPU. Not measured on a GPU yet.",
+        GROUP_MACHINE,
+        False,
+        aliases=("torch_compile",),
+    )
     ddp_timeout: int = _option(
         "Seconds that a process waits for the others before it gives up.",
         GROUP_MACHINE,

@@ -23,6 +23,7 @@ from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, outputs, setup, tracking
 from sparse_accel.runtime.backends import Backend, PlainBackend
 from sparse_accel.runtime.batches import StepLoader
+from sparse_accel.runtime.compiling import check_compile, compile_blocks, require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
 from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
@@ -62,6 +63,9 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
     command["precision"] = backend.precision  # the launcher may have chosen it
     setup.require_same_command(accelerator, command, setup.named_files(options))
+    if options.compile:
+        require_compiler(accelerator.device)
+        check_compile(recipe, accelerator.num_processes)
     start = on_main(
         accelerator,
         lambda: outputs.decide_start(
@@ -197,6 +201,8 @@ def build_session(
     build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
+    if options.compile:
+        compile_blocks(parts.model)
     if options.do_train:
         model, optimizer = setup.shard(backend, parts.model, optimizer, options)
     else:

@@ -33,7 +33,7 @@ _TPU: Final = Refusal("TPUs are not supported", (*_OFF, "-1"))
 _GENERATION: Final = Refusal("it belongs to SparseML's text_generation command, which is not offered", _OFF)
 _CLASSIFICATION: Final = Refusal("question answering has no such input; it belongs to another task's command", _OFF)
 _LOADER: Final = Refusal("the loader's other settings are fixed; --dataloader_num_workers is the one to turn", _OFF)
-_COMPILE: Final = Refusal("compilation is not offered; leave it out", _OFF)
+_COMPILE: Final = Refusal("--compile compiles in the one way that is offered; leave this out", _OFF)
 _CONSOLE: Final = Refusal(
     "there is one level of log lines, always from the main process; --logging_strategy and --logging_steps say how"
     " many",
@@ -173,7 +173,6 @@ REFUSED_FLAGS: Final[dict[str, Refusal]] = {
     "use_ipex": Refusal("Intel's extension is not used; leave it out", _OFF),
     "use_mps_device": Refusal("a device is chosen by accelerate; leave it out", _OFF),
     "xpu_backend": _LAUNCH,
-    "torch_compile": _COMPILE,
     "torch_compile_backend": _COMPILE,
     "torch_compile_mode": _COMPILE,
     "torchdynamo": _COMPILE,
