@@ -7,9 +7,11 @@ weight is the same for every micro-batch and rank: its range moves in the first 
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,8 +21,8 @@ from torch import Tensor, nn
 
 from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, kernel_for, round_to_grid, scale_and_zero_point
 from sparse_accel.compress.kept_weights import KeptWeight, versions
-from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
-from sparse_accel.compress.kernels.straight_through import Rounded
+from sparse_accel.compress.kernels.rows import RowExtremes, rounded, row_extremes
+from sparse_accel.compress.kernels.straight_through import Rounded, straight_through
 from sparse_accel.errors import ModelError
 from sparse_accel.packing import BOUNDS
 
@@ -53,6 +55,24 @@ class ObservationContext:
         self.keeps_weights = False
         self.kept_weights: dict[nn.Module, KeptWeight] = {}
 
+        self._met: _Met | None = None
+
+    def meet(self, x: Tensor) -> _Met:
+        """What is known of the activation `x`, which several quantizers may be given one after the other."""
+        met, version = self._met, None if x.is_inference() else x._version
+        if met is None or version is None or met.version != version or met.tensor() is not x:
+            met = self._met = _Met(weakref.ref(x), version, row_extremes(x))
+        return met
+
+    def forget(self) -> None:
+        """Let go of all tensors that are held for a forward or a step."""
+        self._met = None
+        self.kept_weights.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model finds out for itself.
+        return {**self.__dict__, "_met": None, "kept_weights": {}}
+
     def keeps_weight_of(self, layer: nn.Module) -> bool:
         """Whether the form of this layer's weight is to be kept in this forward."""
         return self.keeps_weights and layer.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -62,6 +82,18 @@ class ObservationContext:
             return  # a packed batch has no padding; `observe_tokens` says what of it is real
         mask = None if self.observe_padding else kwargs.get("attention_mask")
         self.tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+@dataclass
+class _Met:
+    """An activation that a quantizer was given last: the extremes of its rows (None where there is no form for it), and
+    the last grid that it was put on on a CPU, with the result."""
+
+    tensor: weakref.ref[Tensor]
+    version: int | None
+    extremes: RowExtremes | None
+    grid: tuple[float, ...] | None = None
+    rounded: Rounded | None = None
 
 
 class Quantizer(nn.Module):
@@ -184,16 +216,25 @@ class ActivationQuantizer(Quantizer):
         kernel = None if self.calibrating else kernel_for(x)
         if kernel is not None:
             return self._by_kernel(kernel, x, token_dims)
-        extremes = None
+        met = self.context.meet(x)
         if self.observes:
-            extremes = row_extremes(x)
-            self._collect(x.detach(), token_dims, extremes)
+            self._collect(x.detach(), token_dims, met.extremes)
         if self.calibrating:
             return x
-        return self.fake_quantize(x) if extremes is None else self.fake_quantize(x, extremes)
+        if met.extremes is None:
+            return self.fake_quantize(x)
+        # Query, key and value are made of one tensor, whose ranges move together.
+        grid = (self.scale.item(), self.zero_point.item(), self.spec.quant_min, self.spec.quant_max)
+        if met.grid != grid:
+            limits = (self.spec.quant_min, self.spec.quant_max)
+            met.grid, met.rounded = grid, rounded(x, self.scale, self.zero_point, *limits, met.extremes)
+        assert met.rounded is not None
+        return straight_through(x, met.rounded)
 
     def _by_kernel(self, kernel: Any, x: Tensor, token_dims: tuple[int, ...]) -> Tensor:
         """Fake-quantize and observe in one pass."""
+        if x.shape[:1] != (1,) and x.dim() > 1 and x.stride(0) * x.shape[0] != x.numel():
+            x = x.contiguous()  # the kernel counts through features that follow each other in memory
         observed = None
         if self.observes and self.context.counts:
             tokens = None if self.context.observe_padding else self.context.tokens
@@ -357,7 +398,7 @@ def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:
     length on every rank, or not at all when nothing observes.
     """
     for context in _parts(model).contexts:
-        context.kept_weights.clear()
+        context.forget()
     observing = [q for q in _activations(model) if q.calibrating or q.phase is Phase.OBSERVE]
     for group, lows, highs in _collected(observing, reduce_max):
         spec = group[0].spec

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparse_accel.compress import ranges
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.compress.ranges import (
@@ -438,3 +439,43 @@ def test_a_model_without_quantizers_needs_no_attention() -> None:
     assert quantization_state(model) == {}
     assert without_range(model) == []
     assert not needs_first_range(model)
+
+
+def test_one_tensor_is_put_on_a_grid_once_for_query_key_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its consumers, with equal ranges, get the same bits and gradients as from tensors of their own."""
+    rounded, calls = ranges.rounded, []
+    monkeypatch.setattr(ranges, "rounded", lambda *given: (calls.append(given[0]), rounded(*given))[1])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 512, generator=generator)
+    upstream = torch.randn(3, *x.shape, generator=generator)
+    results = []
+    for shares in (True, False):
+        model = nn.Sequential(*(ActivationQuantizer(ACTIVATION, ObservationContext()) for _ in range(3)))
+        for quantizer in model:
+            quantizer.context = model[0].context
+        set_phase(model, Phase.OBSERVE)
+        found = []
+        for step in range(3):
+            leaf = (x * (1 + step)).requires_grad_()
+            calls.clear()
+            outputs = [quantizer(leaf if shares else leaf * 1) for quantizer in model]
+            assert len(calls) == (1 if shares else 3)
+            found += [*outputs, torch.autograd.grad(outputs, leaf, list(upstream))[0]]
+            end_step(model, alone)
+        found += [buffer for quantizer in model for buffer in quantizer.buffers()]
+        results.append(found)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_tensor_that_was_written_to_and_another_grid_are_not_taken_for_the_same() -> None:
+    first, second = (ActivationQuantizer(ACTIVATION, ObservationContext()) for _ in range(2))
+    second.context = first.context
+    first.phase = second.phase = Phase.FROZEN
+    second.scale.fill_(0.5)
+    x = torch.full((8, 1024), 1.3)
+    assert first(x).unique() == 1.0
+    assert second(x).unique() == 1.5
+    x.add_(1.0)
+    assert second(x).unique() == 2.5
+    second.scale.fill_(1.0)
+    assert second(x).unique() == 2.0

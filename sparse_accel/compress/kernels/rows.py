@@ -94,11 +94,11 @@ def _put_on_grid(
     if off.numel():
         rows = steps.permute(extremes.order).view(-1, extremes.length)
         few = off.numel() <= _FEW * rows.shape[0]
-        affected = rows[off] if few else rows
+        affected = rows.index_select(0, off) if few else rows
         clamped = affected.clamp(lowest, highest)
         inside = Inside(clamped == affected, off if few else None, extremes.order)
         if few:
-            rows[off] = clamped
+            rows.index_copy_(0, off, clamped)
         else:
             rows.copy_(clamped)
     steps.mul_(scale.item())

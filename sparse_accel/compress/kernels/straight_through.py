@@ -33,7 +33,7 @@ class Inside(NamedTuple):
             if ordered.data_ptr() == gradient.data_ptr():
                 ordered = ordered.clone()
             rows = ordered.view(-1, length)
-            rows[self.indices] = rows[self.indices] * self.rows
+            rows.index_copy_(0, self.indices, rows.index_select(0, self.indices).mul_(self.rows))
         return ordered.permute(sorted(range(len(shape)), key=self.order.__getitem__))
 
     def mask_in_place(self, gradient: Tensor) -> None:
@@ -45,7 +45,7 @@ class Inside(NamedTuple):
         if self.indices is None:
             rows.mul_(self.rows)
         else:
-            rows[self.indices] = rows[self.indices] * self.rows
+            rows.index_copy_(0, self.indices, rows.index_select(0, self.indices).mul_(self.rows))
 
 
 class Rounded(NamedTuple):
