@@ -107,10 +107,11 @@ def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
             "what": ARMS[name].what,
             "numerics": ARMS[name].numerics,
             "has_teacher": ARMS[name].has_teacher,
+            "is_compiled": ARMS[name].is_compiled,
             "steps": arm.steps,
             "seconds": seconds[name],
             "warm_up_wall_seconds": warm_up[name],
-            **look_into(arm, bench),
+            **look_into(arm, bench, is_compiled=ARMS[name].is_compiled),
         }
     return {
         "gates": [gate.to_json() for gate in gates],
@@ -163,7 +164,7 @@ def warm_up_turns(
     return seconds
 
 
-def look_into(arm: Trained, bench: Bench) -> dict[str, Any]:
+def look_into(arm: Trained, bench: Bench, *, is_compiled: bool) -> dict[str, Any]:
     """What is seen of an arm in turns that are not timed: phases, operations, memory, what the model computed with."""
     on_gpu = bench.device.type == "cuda"
     found: dict[str, Any] = {}
@@ -180,6 +181,8 @@ def look_into(arm: Trained, bench: Bench) -> dict[str, Any]:
         found["computed"] = asdict(arm.load)
     if on_gpu:
         found["counts"] = count_launches(arm.turn)
+    elif is_compiled:
+        found["counts"] = None  # what watches the dispatcher sees the steps as they were before they were compiled
     else:
         with arm.watched():
             found["counts"] = count_operations(arm.turn, bench.stopwatch)

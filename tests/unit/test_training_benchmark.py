@@ -19,6 +19,7 @@ from sparse_accel.benchmarking.baselines import build_b1, padded_dataset
 from sparse_accel.benchmarking.counting import Census
 from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, random_model, shape_size, training_flops
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
+from sparse_accel.benchmarking.report import demands_table
 from sparse_accel.benchmarking.runner import open_bench
 from sparse_accel.benchmarking.sparseml_style import build_b2
 from sparse_accel.benchmarking.stopwatch import Stopwatch
@@ -89,6 +90,7 @@ def document(**seconds: list[float]) -> dict[str, Any]:
         "what": "",
         "numerics": "",
         "has_teacher": False,
+        "is_compiled": False,
         "steps": 2,
         "computed": {"tokens": 10, "squares": 50},
         "counts": {"launches": 6, "syncs": 4, "counted": ""},
@@ -123,6 +125,13 @@ def test_a_live_teacher_counts_for_the_hardware_alone() -> None:
     one, other = summary.summarise(plain, "dense"), summary.summarise(taught, "dense")
     assert other.mfu == one.mfu
     assert other.hfu["measured"] == pytest.approx(one.hfu["measured"] * 4 / 3)
+
+
+def test_what_was_not_counted_is_not_told() -> None:
+    found = document(dense=[2.0])
+    found["arms"]["dense"]["counts"] = None
+    assert summary.summarise(found, "dense").launches is None
+    assert demands_table(found).rows == (("dense", "", "", "0"),)
 
 
 def test_ratios_are_those_within_rounds() -> None:
