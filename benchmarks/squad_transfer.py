@@ -95,10 +95,16 @@ def write_data(squad: Path, out: Path, questions: int) -> None:
     """Unpack dev whole; of train, take the questions with the shortest passages, in the file's order."""
     with gzip.open(squad / "dev-v1.1.json.gz", "rb") as file:
         (out / "dev.json").write_bytes(file.read())
-    with gzip.open(squad / "train-v1.1-subset.json.gz", "rt", encoding="utf-8") as file:
-        rows = list(flat_rows(json.load(file)))
+    rows = list(flat_rows(read_squad(squad, "train-v1.1-subset")))
     shortest = sorted(range(len(rows)), key=lambda index: len(rows[index]["context"]))[:questions]
     (out / "train.json").write_text(json.dumps({"data": [rows[index] for index in sorted(shortest)]}), "utf-8")
+
+
+def read_squad(squad: Path, name: str) -> dict[str, Any]:
+    """One of the packed files of the folder `squad`."""
+    with gzip.open(squad / f"{name}.json.gz", "rt", encoding="utf-8") as file:
+        document: dict[str, Any] = json.load(file)
+    return document
 
 
 def flat_rows(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -134,7 +140,7 @@ def train(arm: Arm, arguments: argparse.Namespace, threads: int) -> None:
         "--logging_steps", "25", "--save_steps", "100", "--save_total_limit", "1",
         "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "32", "--gradient_accumulation_steps", "2",
         "--preprocessing_num_workers", "2", "--max_seq_length", "384", "--doc_stride", "128", "--seed", "42",
-        "--group_by_length", "--bf16",
+        "--bf16",
     ]  # fmt: skip
     if arm.distils:
         command += ["--distill_teacher", str(out / "teacher")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sparse_accel.packing import by_feature, model_inputs
 
 if TYPE_CHECKING:
     from sparse_accel.compress.plan import CompressionPlan
+
+# A batch's column of cached outputs is called this and the output's name.
+CACHED_PREFIX: Final = "teacher."
 
 
 class Teacher(Protocol):

@@ -42,7 +42,7 @@ PARTS: dict[str, Part] = {
     "targets": _part(0, neighbours="errors"),
     "demo_corpus": _part(0, neighbours="errors"),
     "packing": _part(1, "torch"),
-    "compress": _part(1, "torch", neighbours="packing"),
+    "compress": _part(1, "torch triton", neighbours="packing"),
     "session": _part(2, "torch"),
     "modifiers": _part(2, "torch pydantic", neighbours="session"),
     "recipe": _part(3, "torch pydantic yaml"),

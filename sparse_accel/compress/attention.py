@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_accel.compress.layers import QuantizedMatMul
+from sparse_accel.compress.packed_products import has_packed_products, packed_products
 from sparse_accel.compress.ranges import ActivationQuantizer
 from sparse_accel.packing import BOUNDS, LONGEST, places
 
@@ -123,6 +123,20 @@ def packed_attention_by_products(
     """`attention_by_products` of packed sequences [1, heads, T, head_dim], which are laid out [N, heads, S, head_dim] for it
     and back: [1, T, heads, head_dim]. No padding is observed."""
     num_tokens, longest = query.size(2), kwargs[LONGEST]
+    if has_packed_products(query):
+        scores_matmul, context_matmul = (
+            product if _is_active(product) else None for product in (getattr(module, name, None) for name in MATMULS)
+        )
+        return packed_products(
+            scores_matmul,
+            context_matmul,
+            query,
+            _for_each_head(query, key),
+            _for_each_head(query, value),
+            bounds,
+            query.size(-1) ** -0.5 if scaling is None else scaling,
+            dropout if module.training else 0.0,
+        )
     tokens, is_token, place = places(bounds, num_tokens, longest)
 
     def laid_out(packed: Tensor) -> Tensor:
@@ -173,17 +187,12 @@ def packed_attention(
     sequence, the quickest of the exact forms there.
     """
     if query.device.type == "cpu":
+        lengths = bounds.diff().tolist()
+        # split, not slices: the gradients of all its parts are put together once, those of slices are as long as the whole.
         parts = [
-            F.scaled_dot_product_attention(
-                query[:, :, first:last],
-                key[:, :, first:last],
-                value[:, :, first:last],
-                dropout_p=dropout,
-                is_causal=is_causal,
-                scale=scale,
-            )
-            for first, last in pairwise(bounds.tolist())
-            if last > first
+            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, scale=scale)
+            for q, k, v in zip(*(torch.split(packed, lengths, dim=2) for packed in (query, key, value)), strict=True)
+            if q.size(2)
         ]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
     if _has_flash_attention(query):

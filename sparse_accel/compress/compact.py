@@ -6,15 +6,17 @@ cannot be revived, since nothing is stored of it. The weight itself exists from 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_accel.compress.kept_weights import kept_weight, versions
+from sparse_accel.compress.kernels.straight_through import Inside
 from sparse_accel.compress.positions import kept_indices, mask_of, unpack_positions
-from sparse_accel.compress.ranges import ActivationQuantizer, WeightQuantizer
+from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer
 from sparse_accel.errors import ModelError
 
 
@@ -29,6 +31,7 @@ class CompactLinear(nn.Linear):
     values: Tensor
     positions: Tensor
     num_kept: int
+    context: ObservationContext
     weight_quantizer: WeightQuantizer | None
     input_quantizer: ActivationQuantizer | None
     output_quantizer: ActivationQuantizer | None
@@ -75,22 +78,53 @@ class CompactLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         x = input if self.input_quantizer is None else self.input_quantizer(input)
-        device = x.device.type
         # What autocast would do to the whole weight is done to the values.
-        casts = self.values.dtype == torch.float32 and torch.is_autocast_enabled(device)
-        weight = self._effective_weight(torch.get_autocast_dtype(device) if casts else self.values.dtype)
+        dtype = computing_dtype(self.values, x)
+        if self.context.keeps_weight_of(self):
+            weight = kept_weight(self, self.values, dtype, self.context.kept_weights, self.context.step)
+        else:
+            weight = self._effective_weight(dtype)
         y = F.linear(x, weight, self.bias)
         return y if self.output_quantizer is None else self.output_quantizer(y)
 
     def _effective_weight(self, dtype: torch.dtype) -> Tensor:
         quantizer, values = self.weight_quantizer, self.values
-        if quantizer is not None and (quantizer.spec.channel_axis is not None or not self.num_kept):
+        if quantizer is not None and not self._rounds_values(quantizer):
             return quantizer(self.masked_weight()).to(dtype)  # type: ignore[no-any-return]
         if quantizer is not None:
-            # One scale for the weight, with 0 on its grid: rounding the kept values alone is the same and far cheaper.
             quantizer.observe(values[: self.num_kept], and_zeros=self.num_kept < self.num_weights)
             values = quantizer.quantize(values)
         return self._placed(values.to(dtype))
+
+    def weight_facts(self) -> Hashable:
+        """What the effective weight depends on, without looking at numbers."""
+        return None if self.weight_quantizer is None else self.weight_quantizer.facts(), versions(self.values)
+
+    def made_weight(self, dtype: torch.dtype) -> tuple[Tensor, Inside | None]:
+        """`effective_weight` in `dtype`, without a graph, and where the whole weight, or else the values, were not clamped
+        (None: nowhere)."""
+        quantizer, values, inside = self.weight_quantizer, self.values.detach(), None
+        if quantizer is not None and not self._rounds_values(quantizer):
+            whole = self._placed(values)
+            quantizer.observe(whole)
+            whole, inside = quantizer.rounded(whole)
+            return whole.to(dtype), inside
+        if quantizer is not None:
+            quantizer.observe(values[: self.num_kept], and_zeros=self.num_kept < self.num_weights)
+            values, inside = quantizer.rounded(values)
+        return self._placed(values.to(dtype)), inside
+
+    def stored_gradient(self, gradient: Tensor, inside: Inside | None) -> Tensor:
+        """The gradient of `values`, from that of what `made_weight` gave."""
+        if inside is not None and self.weight_quantizer is not None and not self._rounds_values(self.weight_quantizer):
+            gradient, inside = inside.masked(gradient.to(self.values.dtype)), None
+        taken = _taken(gradient, self.indices, self.values.numel()).to(self.values.dtype)
+        return taken if inside is None else inside.masked(taken)
+
+    def _rounds_values(self, quantizer: WeightQuantizer) -> bool:
+        """Whether rounding the kept values alone is the same as rounding the weight, and far cheaper: with one scale, 0 is
+        on its grid."""
+        return quantizer.spec.channel_axis is None and self.num_kept > 0
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kept={self.num_kept}"
@@ -179,6 +213,20 @@ def _swap_parameter(layer: nn.Linear, old: str, new: str, parameter: nn.Paramete
     layer._parameters["bias"] = bias
 
 
+def computing_dtype(weight: Tensor, x: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer computes with `weight` on `x`'s device: autocast's, where it is on."""
+    device = x.device.type
+    casts = weight.dtype == torch.float32 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else weight.dtype
+
+
+def _taken(gradient: Tensor, indices: Tensor, num_values: int) -> Tensor:
+    """The entries at `indices`, and zeros up to [num_values]."""
+    taken = gradient.new_zeros(num_values)
+    torch.index_select(gradient.reshape(-1), 0, indices, out=taken[: indices.numel()])
+    return taken
+
+
 class _Scatter(torch.autograd.Function):
     """The first values, one for each index, to their places in a tensor of zeros; backward takes the gradient from there
     and is zero for the other values."""
@@ -194,9 +242,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = grads[0].new_zeros(ctx.num_values)
-        torch.index_select(grads[0].reshape(-1), 0, ctx.indices, out=gradient[: ctx.indices.numel()])
-        return gradient, None, None
+        return _taken(grads[0], ctx.indices, ctx.num_values), None, None
 
 
 _scattered: Callable[..., Tensor] = _Scatter.apply

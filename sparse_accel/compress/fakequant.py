@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparse_accel.compress.kernels.rows import RowExtremes, rounded, row_extremes
+from sparse_accel.compress.kernels.straight_through import Inside, Rounded, straight_through
 from sparse_accel.errors import ModelError, suggestion
 
 # The smallest scale, so that a tensor of zeros has one (the value of torch.ao's observers).
@@ -84,23 +89,83 @@ def scale_and_zero_point(min_val: Tensor, max_val: Tensor, spec: QuantSpec) -> t
     return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec, extremes: RowExtremes | None = None
+) -> Tensor:
+    """`reference_fake_quantize`, in the form that is fastest for `x`; the same bits, values and gradients.
+
+    `extremes` are those of x, for a caller that has them. Never waits for a device.
+    """
+    if spec.channel_axis is None and not torch.compiler.is_compiling():
+        extremes = row_extremes(x) if extremes is None else extremes
+        if extremes is not None:
+            return straight_through(x, rounded(x, scale, zero_point, spec.quant_min, spec.quant_max, extremes))
+        kernel = kernel_for(x)
+        if kernel is not None:
+            value, *_ = kernel.fake_quantize_and_observe(x, scale, zero_point, spec.quant_min, spec.quant_max, None)
+            return value  # type: ignore[no-any-return]
+        if x.is_cuda:
+            return torch.fake_quantize_per_tensor_affine(
+                x.float(), scale, zero_point, spec.quant_min, spec.quant_max
+            ).to(x.dtype)
+    return reference_fake_quantize(x, scale, zero_point, spec)
+
+
+def kernel_for(x: Tensor) -> Any:
+    """The module `kernels.triton_grid` if `x` is for it: on a GPU, dense in memory, not being traced; else None."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return None
+    kernel = _triton_grid()
+    return kernel if kernel is not None and kernel.is_dense(x) else None
+
+
+@cache
+def _triton_grid() -> Any:
+    """The GPU's kernels, or None where Triton is missing."""
+    found = importlib.util.find_spec("triton") is not None
+    return importlib.import_module("sparse_accel.compress.kernels.triton_grid") if found else None
+
+
+@torch.no_grad()
+def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Rounded:
+    """The value of `fake_quantize`, and where its gradient passes, for a caller that uses them several times."""
+    extremes = row_extremes(x) if spec.channel_axis is None else None
+    if extremes is not None:
+        return rounded(x, scale, zero_point, spec.quant_min, spec.quant_max, extremes)
+    scale, zero_point = _per_channel(x, scale, zero_point, spec)
+    value, inside = _clamped(x, scale, zero_point, spec.quant_min, spec.quant_max)
+    return Rounded(value, Inside(inside))
+
+
+def reference_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
     """`x` rounded to the grid, in x's dtype; computed in fp32 without waiting for the device.
 
     (clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max) - zero_point) * scale. The gradient passes straight
     through where x lies on the grid's range and is 0 where it was clamped (Bengio et al. 2013). Scale and zero point
-    are 0-dimensional, or one per index of `spec.channel_axis`.
+    are 0-dimensional, or one per index of `spec.channel_axis`. Plain operations: what a compiler fuses, and what the
+    other forms are tested against.
     """
-    if spec.channel_axis is not None:
-        shape = [1] * x.dim()
-        shape[spec.channel_axis] = -1
-        scale, zero_point = scale.view(shape), zero_point.view(shape)
-    elif x.is_cuda:
-        # One kernel there; on a CPU the same kernel is not vectorised and takes several times as long as `_Grid`.
-        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, spec.quant_min, spec.quant_max).to(
-            x.dtype
-        )
+    scale, zero_point = _per_channel(x, scale, zero_point, spec)
     return _on_grid(x, scale, zero_point, spec.quant_min, spec.quant_max)
+
+
+def _per_channel(x: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in a shape that is broadcast over `x`."""
+    if spec.channel_axis is None:
+        return scale, zero_point
+    shape = [1] * x.dim()
+    shape[spec.channel_axis] = -1
+    return scale.view(shape), zero_point.view(shape)
+
+
+def _clamped(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """`x` on the grid, in its dtype, and where it lay on the grid's range (bool)."""
+    inverse = 1.0 / scale
+    # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
+    steps = (x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)).round_()
+    clamped = torch.clamp(steps, (quant_min - zero_point).float(), (quant_max - zero_point).float())
+    inside = clamped == steps
+    return clamped.mul_(scale).to(x.dtype), inside
 
 
 def _symmetric_zero_point(spec: QuantSpec) -> int:
@@ -111,17 +176,14 @@ def _symmetric_zero_point(spec: QuantSpec) -> int:
 
 
 class _Grid(torch.autograd.Function):
-    """Fake quantization in five passes over the tensor, for one scale or one per channel; torch's own per-channel kernel
-    reads its zero points on the host each call. The same bits as torch.fake_quantize_per_tensor_affine."""
+    """Fake quantization for one scale or one per channel; torch's own per-channel kernel reads its zero points on the host
+    each call. The same bits as torch.fake_quantize_per_tensor_affine."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-        inverse = 1.0 / scale
-        # Steps of the grid away from 0. A tensor that had to be cast is ours to overwrite.
-        steps = (x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)).round_()
-        clamped = torch.clamp(steps, (quant_min - zero_point).float(), (quant_max - zero_point).float())
-        ctx.save_for_backward(clamped == steps)
-        return clamped.mul_(scale).to(x.dtype)
+        value, inside = _clamped(x, scale, zero_point, quant_min, quant_max)
+        ctx.save_for_backward(inside)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,16 +6,19 @@ for compact weights, whose parameter is another), and `restore_layer` changes it
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_accel.compress.compact import CompactLinear, make_compact, make_whole
+from sparse_accel.compress.compact import CompactLinear, computing_dtype, make_compact, make_whole
 from sparse_accel.compress.fakequant import QuantSpec
+from sparse_accel.compress.kept_weights import kept_weight, versions
+from sparse_accel.compress.kernels.straight_through import Inside
 from sparse_accel.compress.masks import held, nonzero_mask
-from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer
+from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer, structure_changed
 from sparse_accel.errors import ModelError
 
 
@@ -23,6 +26,7 @@ class _Compressed(nn.Module):
     """What compressed Linear and Embedding share: a mask that is captured once, and a weight quantizer."""
 
     weight: Tensor
+    context: ObservationContext
     mask: Tensor | None
     mask_captured: Tensor | None
     weight_quantizer: WeightQuantizer | None
@@ -49,6 +53,26 @@ class _Compressed(nn.Module):
         weight = self.masked_weight()
         return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
 
+    def weight_facts(self) -> Hashable:
+        """What the effective weight depends on, without looking at numbers."""
+        quantizer = None if self.weight_quantizer is None else self.weight_quantizer.facts()
+        return self.mask_request, quantizer, versions(self.weight, self.mask)
+
+    def made_weight(self, dtype: torch.dtype) -> tuple[Tensor, Inside | None]:
+        """`effective_weight` in `dtype`, without a graph, and where it was not clamped (None: nowhere)."""
+        weight, inside = _masked(self.weight.detach(), self._serve_mask_request()), None
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.observe(weight)
+            weight, inside = self.weight_quantizer.rounded(weight)
+        return weight.to(dtype), inside
+
+    def stored_gradient(self, gradient: Tensor, inside: Inside | None) -> Tensor:
+        """The gradient of `weight`, from that of what `made_weight` gave."""
+        gradient = gradient.to(self.weight.dtype)
+        if inside is not None:
+            gradient = inside.masked(gradient)
+        return _masked(gradient, self.mask if self.mask_request is not None else None)
+
     def _serve_mask_request(self) -> Tensor | None:
         """The mask to apply now, captured from the weight if this is the first time it is asked for."""
         if self.mask_request is None:
@@ -74,8 +98,16 @@ class CompressedLinear(_Compressed, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         x = input if self.input_quantizer is None else self.input_quantizer(input)
-        y = F.linear(x, self.effective_weight(), self.bias)
+        y = F.linear(x, self._weight_for(x), self.bias)
         return y if self.output_quantizer is None else self.output_quantizer(y)
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        quantizer = self.weight_quantizer
+        is_itself = self.mask_request is None and (quantizer is None or quantizer.is_idle)
+        if is_itself or not self.context.keeps_weight_of(self):
+            return self.effective_weight()
+        dtype = computing_dtype(self.weight, x)
+        return kept_weight(self, self.weight, dtype, self.context.kept_weights, self.context.step)
 
 
 class CompressedEmbedding(_Compressed, nn.Embedding):
@@ -185,6 +217,7 @@ def compress_layer(
 ) -> None:
     """Give a layer that `check_layer` accepts a mask and quantizers, by changing its class in place; with `positions`
     (a form of `compress.positions`) it becomes compact and keeps the weights there."""
+    structure_changed()
     device = next(layer.parameters(), torch.empty(0)).device
     if positions is None:
         layer.__class__ = _COMPRESSED[type(layer)]
@@ -192,6 +225,7 @@ def compress_layer(
         assert isinstance(layer, nn.Linear), "only linear layers become compact"
         make_compact(layer, positions)
     if isinstance(layer, CompressedLayer):
+        layer.context = context
         # The shape comes from the layer: under ZeRO-3 the weight itself has none outside forward.
         if not isinstance(layer, CompressedEmbedding):
             shape = (layer.out_features, layer.in_features)
@@ -211,6 +245,7 @@ def compress_layer(
 def restore_layer(layer: nn.Module) -> None:
     """Undo `compress_layer`: the plain class, without masks and quantizers; the stored weight is left as it is, and whole
     again where it was compact."""
+    structure_changed()
     if isinstance(layer, CompactLinear):
         make_whole(layer)
     else:
@@ -218,7 +253,7 @@ def restore_layer(layer: nn.Module) -> None:
     for name in ("mask", "mask_captured", "weight_quantizer", "input_quantizer", "output_quantizer"):
         if hasattr(layer, name):
             delattr(layer, name)
-    for name in ("mask_request", "_captured"):
+    for name in ("mask_request", "_captured", "context"):
         layer.__dict__.pop(name, None)
 
 

@@ -25,7 +25,14 @@ from sparse_accel.compress.layers import (
 )
 from sparse_accel.compress.masks import nonzero_mask
 from sparse_accel.compress.positions import mask_of, pack_positions
-from sparse_accel.compress.ranges import ObservationContext, Phase, quantization_state, quantizers, set_phase
+from sparse_accel.compress.ranges import (
+    ObservationContext,
+    Phase,
+    quantization_state,
+    quantizers,
+    set_phase,
+    structure_changed,
+)
 from sparse_accel.errors import ModelError, RecipeError, suggestion
 
 __all__ = [
@@ -286,6 +293,7 @@ def fold(model: nn.Module, *, bake_quantization: bool = False) -> None:
         for product in MATMULS:
             if isinstance(getattr(module, product, None), QuantizedMatMul):
                 delattr(module, product)
+    structure_changed()
     for key, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, ObservationContext):
             del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]

@@ -8,15 +8,19 @@ weight is the same for every micro-batch and rank: its range moves in the first 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, scale_and_zero_point
+from sparse_accel.compress.fakequant import QuantSpec, fake_quantize, kernel_for, round_to_grid, scale_and_zero_point
+from sparse_accel.compress.kept_weights import KeptWeight, versions
+from sparse_accel.compress.kernels.rows import RowExtremes, row_extremes
+from sparse_accel.compress.kernels.straight_through import Rounded
 from sparse_accel.errors import ModelError
 from sparse_accel.packing import BOUNDS
 
@@ -44,6 +48,14 @@ class ObservationContext:
         self.counts = True
         self.step = 0
         self.tokens: Tensor | None = None
+        # Whether layers may keep the form of their weight from a step's first micro-batch to its last. Only for whom
+        # weights are whole outside forward, and change at the end of the step alone.
+        self.keeps_weights = False
+        self.kept_weights: dict[nn.Module, KeptWeight] = {}
+
+    def keeps_weight_of(self, layer: nn.Module) -> bool:
+        """Whether the form of this layer's weight is to be kept in this forward."""
+        return self.keeps_weights and layer.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if BOUNDS in kwargs:
@@ -67,6 +79,7 @@ class Quantizer(nn.Module):
         self, spec: QuantSpec, context: ObservationContext, channels: int | None = None, device: Any = None
     ) -> None:
         super().__init__()
+        structure_changed()
         shape = () if channels is None else (channels,)
         self.spec = spec
         self.context = context
@@ -82,9 +95,9 @@ class Quantizer(nn.Module):
         """Whether forward hands its tensor on untouched and unseen."""
         return self.phase is Phase.OFF and not self.calibrating
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def fake_quantize(self, x: Tensor, extremes: RowExtremes | None = None) -> Tensor:
         """`x` on the present grid, whatever the phase."""
-        return fake_quantize(x, self.scale, self.zero_point, self.spec)
+        return fake_quantize(x, self.scale, self.zero_point, self.spec, extremes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         # model.half() or .bfloat16() must move ranges, not round them.
@@ -142,6 +155,16 @@ class WeightQuantizer(Quantizer):
         """A part of the weight on the grid of the whole, which was observed before; float when off or calibrating."""
         return part if self.phase is Phase.OFF or self.calibrating else self.fake_quantize(part)
 
+    def rounded(self, part: Tensor) -> Rounded:
+        """The value of `quantize`, without a graph, and where its gradient passes."""
+        if self.phase is Phase.OFF or self.calibrating:
+            return Rounded(part, None)
+        return round_to_grid(part, self.scale, self.zero_point, self.spec)
+
+    def facts(self) -> Hashable:
+        """What `rounded` depends on besides the weight, without looking at numbers."""
+        return self.phase, self.calibrating, versions(self.scale, self.zero_point)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.observed_step = None
@@ -158,15 +181,56 @@ class ActivationQuantizer(Quantizer):
         """`x` on the present grid; `token_dims` are the dims of x that run over tokens (dim 0 runs over the batch)."""
         if self.is_idle:
             return x
-        if self.calibrating or (self.training and self.phase is Phase.OBSERVE):
-            self._collect(x.detach(), token_dims)
-        return x if self.calibrating else self.fake_quantize(x)
+        kernel = None if self.calibrating else kernel_for(x)
+        if kernel is not None:
+            return self._by_kernel(kernel, x, token_dims)
+        extremes = None
+        if self.observes:
+            extremes = row_extremes(x)
+            self._collect(x.detach(), token_dims, extremes)
+        if self.calibrating:
+            return x
+        return self.fake_quantize(x) if extremes is None else self.fake_quantize(x, extremes)
+
+    def _by_kernel(self, kernel: Any, x: Tensor, token_dims: tuple[int, ...]) -> Tensor:
+        """Fake-quantize and observe in one pass."""
+        observed = None
+        if self.observes and self.context.counts:
+            tokens = None if self.context.observe_padding else self.context.tokens
+            observed = kernel.Observed(*observed_entries(x, tokens, token_dims))
+        value, low, high = kernel.fake_quantize_and_observe(
+            x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, observed
+        )
+        if observed is not None:
+            self._widen(low, high)
+        return value  # type: ignore[no-any-return]
+
+    @property
+    def observes(self) -> bool:
+        """Whether a forward lets the range see its tensor."""
+        return self.calibrating or (self.training and self.phase is Phase.OBSERVE)
 
     @torch.no_grad()
-    def _collect(self, x: Tensor, token_dims: tuple[int, ...]) -> None:
+    def see_pairs(self, x: Tensor, part: slice, extremes: RowExtremes) -> None:
+        """Let the range see x [heads, queries, keys], whose rows have these `extremes`, if this forward observes; queries
+        and keys are the tokens `part` of a packed batch on a CPU."""
+        if not self.observes or not self.context.counts:
+            return
+        tokens = None if self.context.observe_padding else self.context.tokens
+        real = None if tokens is None else tokens[0, part].nonzero().squeeze(1)
+        if real is None or len(real) == x.shape[1]:
+            self._widen(extremes.low.amin(), extremes.high.amax())
+        elif len(real):
+            self._widen(*torch.aminmax(x[:, real][:, :, real]))
+
+    @torch.no_grad()
+    def _collect(self, x: Tensor, token_dims: tuple[int, ...], extremes: RowExtremes | None) -> None:
         if not self.context.counts:
             return
-        low, high = observed_range(x, None if self.context.observe_padding else self.context.tokens, token_dims)
+        tokens = None if self.context.observe_padding else self.context.tokens
+        self._widen(*observed_range(x, tokens, token_dims, extremes))
+
+    def _widen(self, low: Tensor, high: Tensor) -> None:
         if self.pending is not None:
             low, high = torch.minimum(low, self.pending[0]), torch.maximum(high, self.pending[1])
         self.pending = (low, high)
@@ -177,26 +241,46 @@ class ActivationQuantizer(Quantizer):
         self.has_range = False
 
 
-def observed_range(x: Tensor, tokens: Tensor | None, token_dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+def observed_range(
+    x: Tensor, tokens: Tensor | None, token_dims: Sequence[int], extremes: RowExtremes | None = None
+) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of `x` (fp32, shape ()) over the entries whose every token is real.
 
     `tokens` is bool [batch, length] or None for all. Dim 0 of x is the batch (of size 1 where all its rows share x, as
     for position embeddings: then a position counts if it is real in any row). A tensor that the tokens do not fit is
-    observed whole. Returns (inf, -inf) when no token is real.
+    observed whole. Returns (inf, -inf) when no token is real. `extremes` are those of x, where they are known.
     """
     if tokens is None or not _fits(x, tokens, token_dims):
-        low, high = torch.aminmax(x)
+        low, high = torch.aminmax(x) if extremes is None else (extremes.low.amin(), extremes.high.amax())
         return low.float(), high.float()
     if x.shape[0] == 1:
         tokens = tokens.any(0, keepdim=True)
     # Feature dims first: what is left to mask has one value per token, or per pair of tokens. Not aminmax: along a dim
     # it is ten times slower on CPU than amin and amax together.
     features = [dim for dim in range(1, x.dim()) if dim not in token_dims]
-    low, high = x.amin(features), x.amax(features)
+    if extremes is not None and _is_one_row_per_token(x, extremes, token_dims):
+        low, high = extremes.low.view(tokens.shape), extremes.high.view(tokens.shape)
+    else:
+        low, high = x.amin(features), x.amax(features)
     real = tokens
     if len(token_dims) == 2:
         real = tokens.unsqueeze(2) & tokens.unsqueeze(1)
     return low.float().masked_fill(~real, torch.inf).amin(), high.float().masked_fill(~real, -torch.inf).amax()
+
+
+def observed_entries(
+    x: Tensor, tokens: Tensor | None, token_dims: Sequence[int]
+) -> tuple[Tensor | None, int, int, int, int]:
+    """`observed_range` said for a kernel that counts through the memory of a dense `x`: the fields of
+    `kernels.triton_grid.Observed`."""
+    if tokens is None or not _fits(x, tokens, token_dims):
+        return None, 1, 1, 1, 1
+    batch = x.numel() if x.shape[0] == 1 else x.stride(0)
+    if batch * x.shape[0] != x.numel():
+        raise ValueError(f"features follow each other in memory; got strides {x.stride()} for {tuple(x.shape)}")
+    if x.shape[0] == 1:
+        tokens = tokens.any(0, keepdim=True)
+    return tokens.contiguous(), batch, tokens.shape[1], x.stride(token_dims[0]), x.stride(token_dims[-1])
 
 
 def _fits(x: Tensor, tokens: Tensor, token_dims: Sequence[int]) -> bool:
@@ -205,6 +289,16 @@ def _fits(x: Tensor, tokens: Tensor, token_dims: Sequence[int]) -> bool:
         x.dim() > max(*token_dims, len(token_dims) + 1)
         and x.shape[0] in (1, batch)
         and all(x.shape[dim] == length for dim in token_dims)
+    )
+
+
+def _is_one_row_per_token(x: Tensor, extremes: RowExtremes, token_dims: Sequence[int]) -> bool:
+    """Whether the rows are the tokens of one feature after the other."""
+    leading = (0, token_dims[0])
+    return (
+        len(token_dims) == 1
+        and extremes.order[:2] == leading
+        and extremes.low.numel() == x.shape[0] * x.shape[token_dims[0]]
     )
 
 
@@ -227,28 +321,33 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
 
 def set_phase(model: nn.Module, phase: Phase) -> None:
     """Say what all quantizers of the model do from now on."""
-    for quantizer in quantizers(model).values():
-        quantizer.phase = phase
+    for quantizer in _parts(model).quantizers:
+        if quantizer.phase is not phase:
+            quantizer.phase = phase
 
 
 def begin_step(model: nn.Module, step: int) -> None:
     """Tell the quantizers which optimizer step begins: weights are observed once in it."""
-    context = _context(model)
-    if context is not None:
+    for context in _parts(model).contexts:
         context.step = step
 
 
 def observe_tokens(model: nn.Module, counts: bool, real_tokens: Tensor | None = None) -> None:
     """Say whether the micro-batch that follows takes part in activation ranges, and of a packed one which tokens do, bool
     [1, T]; None for all."""
-    context = _context(model)
-    if context is not None:
+    for context in _parts(model).contexts:
         context.counts, context.tokens = counts, real_tokens
 
 
-def _context(model: nn.Module) -> ObservationContext | None:
-    """The one that all quantizers of the model share."""
-    return next((module.context for module in model.modules() if isinstance(module, Quantizer)), None)
+def keep_weights(model: nn.Module, keeps: bool) -> None:
+    """Say whether layers may keep what they compute with from a step's first micro-batch to its last.
+
+    For backends that have each weight whole outside forward, and change it only between `end_step` and the first forward
+    after the next `begin_step`.
+    """
+    for context in _parts(model).contexts:
+        context.keeps_weights = keeps
+        context.kept_weights.clear()
 
 
 def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:
@@ -257,6 +356,8 @@ def end_step(model: nn.Module, reduce_max: ReduceMax) -> None:
     `reduce_max` takes one fp32 vector and gives its elementwise maximum over ranks; it is called once, with the same
     length on every rank, or not at all when nothing observes.
     """
+    for context in _parts(model).contexts:
+        context.kept_weights.clear()
     observing = [q for q in _activations(model) if q.calibrating or q.phase is Phase.OBSERVE]
     for group, lows, highs in _collected(observing, reduce_max):
         spec = group[0].spec
@@ -342,8 +443,38 @@ def load_quantization_state(model: nn.Module, state: Mapping[str, Tensor]) -> No
         quantizer.load_state_dict({key: state[f"{name}.{key}"] for key in keys})
 
 
+class _Parts(NamedTuple):
+    """What the functions of each step need of a model: found once, since walking all modules takes milliseconds."""
+
+    quantizers: tuple[Quantizer, ...]
+    # One, but for a model that was put together from installed parts.
+    contexts: tuple[ObservationContext, ...]
+
+
+_known_parts: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+
+
+def structure_changed() -> None:
+    """Say that a model may have gained or lost quantizers."""
+    _known_parts.clear()
+
+
+def _parts(model: nn.Module) -> _Parts:
+    parts = _known_parts.get(model)
+    if parts is None:
+        contexts = {
+            id(context): context
+            for module in model.modules()
+            if isinstance(context := getattr(module, "context", None), ObservationContext)
+        }
+        parts = _Parts(tuple(quantizers(model).values()), tuple(contexts.values()))
+        if not isinstance(model, Quantizer):  # which the entry would keep alive itself
+            _known_parts[model] = parts
+    return parts
+
+
 def _activations(model: nn.Module) -> list[ActivationQuantizer]:
-    return [q for q in quantizers(model).values() if isinstance(q, ActivationQuantizer)]
+    return [q for q in _parts(model).quantizers if isinstance(q, ActivationQuantizer)]
 
 
 def _collected(

@@ -17,6 +17,10 @@ from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
 
 COMPRESSED_FILE: Final = "model.compressed.safetensors"
 
+# Asked once: the question can only be put by changing it for a moment, which another thread's new files would see.
+_UMASK: Final = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def published_model(output: Path) -> Iterator[Path]:
@@ -48,6 +52,4 @@ def published_model(output: Path) -> Iterator[Path]:
 
 def make_readable(file: Path) -> None:
     """The rights that any new file would have: safetensors gives its files to their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
+    file.chmod(0o666 & ~_UMASK)

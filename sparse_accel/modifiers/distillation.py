@@ -12,7 +12,7 @@ from torch import Tensor
 from sparse_accel.compress.losses import kl_divergence
 from sparse_accel.errors import RecipeError, suggestion
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.session import LossTerms, Session
+from sparse_accel.session import CACHED_PREFIX, LossTerms, Session
 from sparse_accel.timeline import Clock
 
 
@@ -56,7 +56,7 @@ class DistillationModifier(Modifier):
         if session.teacher is None or not self.interval.contains(clock):
             return terms
         keys = session.task.output_keys if self.distill_output_keys is None else self.distill_output_keys
-        teacher_outputs = session.teacher(self._teacher_inputs(batch))
+        teacher_outputs = session.teacher(self.teacher_inputs(batch))
         losses = []
         for key in keys:
             student, teacher = _output(outputs, key, "student"), _output(teacher_outputs, key, "teacher")
@@ -70,13 +70,15 @@ class DistillationModifier(Modifier):
             losses.append(kl_divergence(student, teacher, self.temperature, keep))
         return terms.scaled(1.0 - self.hardness).plus("distillation", torch.stack(losses).mean(), self.hardness)
 
-    def _teacher_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def teacher_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The part of a batch that the teacher is given; what a cache brought along is always there."""
         if self.teacher_input_keys is None:
             return batch
         for key in self.teacher_input_keys:
             if key not in batch:
                 raise RecipeError(f"teacher_input_keys: a batch has no {key!r}{suggestion(key, batch)}")
-        return {key: batch[key] for key in self.teacher_input_keys}
+        cached = [name for name in batch if name.startswith(CACHED_PREFIX)]
+        return {key: batch[key] for key in (*self.teacher_input_keys, *cached)}
 
 
 def _output(outputs: Mapping[str, Tensor], key: str, whose: str) -> Tensor:

@@ -169,10 +169,9 @@ class StepLoader:
         device: torch.device,
         num_workers: int = 0,
         pin_memory: bool = False,
-        extra: ExtraColumns | None = None,
     ) -> None:
         self.sampler = sampler
-        self.batches = Batches(features, collate, extra)
+        self.batches = Batches(features, collate)
         self.task = task
         self.device = device
         self.num_workers = num_workers
@@ -182,6 +181,10 @@ class StepLoader:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
         return self.sampler.steps_per_epoch
+
+    def add_columns(self, extra: ExtraColumns) -> None:
+        """Let every batch bring more along."""
+        self.batches.extra = extra
 
     def steps(self, clock: Clock, last_step: int) -> Iterator[list[MicroBatch]]:
         """The steps from `clock` up to, not including, `last_step`."""

@@ -33,6 +33,7 @@ from sparse_accel.errors import OutputError
 from sparse_accel.folders.publishing import make_readable
 from sparse_accel.folders.sources import COMPACT_FILE
 from sparse_accel.runtime import gathering
+from sparse_accel.runtime.host_copies import copies_started, start_copy
 from sparse_accel.runtime.together import on_all, on_main
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session
@@ -100,29 +101,68 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
-def save(session: Session, state: TrainState, output_dir: Path, *, extra: Callable[[Path], None]) -> Path:
-    """Write `checkpoint-<step>`; `extra` adds the files that make the folder loadable elsewhere. Every rank calls this.
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint will hold. Only the main process, which alone writes, has tensors here.
 
-    Raises OutputError on every rank when the main process cannot write; older checkpoints are untouched then.
+    `wait` returns when they may be read: copies from a GPU are under way before.
     """
-    accelerator = session.accelerator
-    weights, optimizer = gathering.whole_state(session), gathering.whole_optimizer(session)
-    final = output_dir / f"checkpoint-{state.clock.step}"
-    partial = output_dir / f".checkpoint-{state.clock.step}.partial"
-    ranks = _states_of_ranks(state, accelerator)
 
-    def write() -> None:
-        failure = (
-            _attempt(lambda: _start_folder(partial))
-            or _attempt(lambda: _write_main(session, state, weights, optimizer, ranks, partial, extra))
-            or _attempt(lambda: _publish(partial, final))
-        )
-        if failure is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise OutputError(f"a checkpoint could not be written: {failure}")
+    document: dict[str, Any]
+    weights_file: str
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ranks: list[dict[str, Tensor]]
+    wait: Callable[[], None]
 
-    on_main(accelerator, write)
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder."""
+        return f"checkpoint-{self.document['global_step']}"
+
+
+def snapshot(session: Session, state: TrainState, *, copies: bool) -> Snapshot:
+    """What a checkpoint would hold now; every rank calls this. With `copies` it keeps what it holds while training goes on
+    (host memory of a checkpoint's size); without, it is for writing at once."""
+    kept = start_copy if copies else gathering.as_it_is
+    is_compact = any(isinstance(layer, CompactLinear) for layer in compressed_layers(session.module).values())
+    weights, optimizer = gathering.whole_state(session, kept), gathering.whole_optimizer(session, kept)
+    return Snapshot(
+        document=_document(session, state),
+        weights_file=COMPACT_FILE if is_compact else WEIGHTS_FILE,
+        weights=weights,
+        optimizer=optimizer,
+        ranks=_states_of_ranks(state, session.accelerator),
+        wait=copies_started(session.accelerator.device),
+    )
+
+
+def write(taken: Snapshot, output_dir: Path, *, extra: Callable[[Path], None]) -> Path:
+    """Write `checkpoint-<step>` on the main process; `extra` adds the files that make the folder loadable elsewhere. Touches
+    nothing but its arguments and the disk, so that a thread can do it while training goes on.
+
+    Raises OutputError when the disk refuses; older checkpoints are untouched then.
+    """
+    final = output_dir / taken.name
+    partial = output_dir / f".{taken.name}.partial"
+    taken.wait()
+    failure = (
+        _attempt(lambda: _start_folder(partial))
+        or _attempt(lambda: _write_files(taken, partial, extra))
+        or _attempt(lambda: _publish(partial, final))
+    )
+    if failure is not None:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"a checkpoint could not be written: {failure}")
     return final
+
+
+def save(session: Session, state: TrainState, output_dir: Path, *, extra: Callable[[Path], None]) -> Path:
+    """Take and write a checkpoint before training goes on. Every rank calls this, and raises OutputError when the main
+    process cannot write."""
+    taken = snapshot(session, state, copies=False)
+    on_main(session.accelerator, lambda: write(taken, output_dir, extra=extra))
+    return output_dir / taken.name
 
 
 def _start_folder(partial: Path) -> None:
@@ -144,23 +184,9 @@ def _states_of_ranks(state: TrainState, accelerator: Any) -> list[dict[str, Tens
     return gathered
 
 
-def _write_main(
-    session: Session,
-    state: TrainState,
-    weights: dict[str, Tensor],
-    optimizer: dict[str, Tensor],
-    ranks: list[dict[str, Tensor]],
-    partial: Path,
-    extra: Callable[[Path], None],
-) -> None:
-    for rank, tensors in enumerate(ranks):
-        save_file(tensors, partial / f"rank-{rank}.safetensors")
-    is_compact = any(isinstance(layer, CompactLinear) for layer in compressed_layers(session.module).values())
-    name = COMPACT_FILE if is_compact else WEIGHTS_FILE
-    save_file(_contiguous(weights), partial / name, metadata={"format": "pt"})
-    save_file(_contiguous(optimizer), partial / "optimizer.safetensors")
-    extra(partial)
-    document = {
+def _document(session: Session, state: TrainState) -> dict[str, Any]:
+    """What `trainer_state.json` says."""
+    return {
         "sparse_accel_checkpoint": FORMAT,
         "global_step": state.clock.step,
         "epoch": state.clock.epoch,
@@ -173,9 +199,18 @@ def _write_main(
         "best_model_checkpoint": state.best_checkpoint,
         "seconds": state.seconds,
         "loss_scaler": session.accelerator.scaler.state_dict() if session.accelerator.scaler is not None else None,
-        "log_history": state.log_history,
+        # A list of its own: more lines come while this one is written.
+        "log_history": list(state.log_history),
     }
-    (partial / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+
+
+def _write_files(taken: Snapshot, partial: Path, extra: Callable[[Path], None]) -> None:
+    for rank, tensors in enumerate(taken.ranks):
+        save_file(tensors, partial / f"rank-{rank}.safetensors")
+    save_file(_contiguous(taken.weights), partial / taken.weights_file, metadata={"format": "pt"})
+    save_file(_contiguous(taken.optimizer), partial / "optimizer.safetensors")
+    extra(partial)
+    (partial / STATE_FILE).write_text(json.dumps(taken.document, indent=2) + "\n", "utf-8")
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -5,7 +5,7 @@ Every rank calls these together. What is whole ends up on the main process; what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,20 +16,28 @@ from sparse_accel.compress.plan import copy_requests
 from sparse_accel.errors import ModelError, OutputError
 from sparse_accel.session import Session
 
+Kept = Callable[[Tensor], Tensor]
 
-def whole_state(session: Session) -> dict[str, Tensor]:
-    """The state dict of the model in training, whole; empty but on the main process."""
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    """The tensor itself, which training changes in place."""
+    return tensor
+
+
+def whole_state(session: Session, kept: Kept = as_it_is) -> dict[str, Tensor]:
+    """The state dict of the model in training, whole; empty but on the main process. `kept` makes of a tensor that training
+    goes on with what stands here for it: itself, or a copy."""
     module, backend = session.module, session.backend
     is_main = session.accelerator.is_main_process
     whole = {}
     for name, tensor in backend.whole_parameters(module):
         if is_main:
-            whole[name] = tensor.to("cpu", copy=True) if backend.shards_weights else tensor
+            whole[name] = tensor.to("cpu", copy=True) if backend.shards_weights else kept(tensor)
     if not is_main:
         return {}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
-        key: whole[names[id(value)]] if id(value) in names else value.detach()
+        key: whole[names[id(value)]] if id(value) in names else kept(value.detach())
         for key, value in module.state_dict(keep_vars=True).items()
     }
 
@@ -75,13 +83,14 @@ def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def whole_optimizer(session: Session) -> dict[str, Tensor]:
-    """The optimizer's states as `<parameter name>/<state name>`, whole; empty but on the main process."""
+def whole_optimizer(session: Session, kept: Kept = as_it_is) -> dict[str, Tensor]:
+    """The optimizer's states as `<parameter name>/<state name>`, whole; empty but on the main process. `kept` as for
+    `whole_state`."""
     is_main, shards = session.accelerator.is_main_process, session.backend.name != "DDP"
     whole = {}
     for name, tensor in session.backend.whole_optimizer(session.module, session.optimizer):
         if is_main:
-            whole[name] = tensor.to("cpu", copy=True) if shards else tensor
+            whole[name] = tensor.to("cpu", copy=True) if shards else kept(tensor)
     return whole
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Collection
 from pathlib import Path
 
-from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
+from sparse_accel.errors import DataError, OptionError, OutputError, nearest, suggestion
 from sparse_accel.folders.sources import check_source, neighbour
-from sparse_accel.runtime.options import METRICS, METRICS_WITH_NEGATIVES, TRACKERS, TrainOptions, flag_fields
+from sparse_accel.runtime.options import (
+    FALSE_WORDS,
+    METRICS,
+    METRICS_WITH_NEGATIVES,
+    TEACHER_CACHES,
+    TRACKERS,
+    TRUE_WORDS,
+    TrainOptions,
+    flag_fields,
+)
 
 
 def validate(options: TrainOptions) -> None:
@@ -122,6 +132,17 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
         "teacher_placement" in changed and options.distill_teacher in (None, "disable"),
         "--teacher_placement: needs a --distill_teacher that could be placed",
     )
+    for name in ("teacher_cache", "teacher_cache_dtype"):
+        _refuse(
+            name in changed and options.distill_teacher in (None, "disable"),
+            f"--{name}: needs a --distill_teacher whose answers could be kept",
+        )
+        _refuse(name in changed and options.one_shot, f"--{name}: has no effect with --one_shot, which asks no teacher")
+    _refuse(
+        "teacher_cache_dtype" in changed and options.teacher_cache == "off",
+        "--teacher_cache_dtype: has no effect with --teacher_cache off",
+    )
+    _check_teacher_cache(options.teacher_cache)
     _refuse(
         options.teacher_placement == "zero3" and importlib.util.find_spec("deepspeed") is None,
         "--teacher_placement zero3: DeepSpeed is not installed here: `pip install 'sparse_accel[deepspeed]'`, or use fsdp2",
@@ -136,6 +157,21 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     )
     for name in ("eval_strategy", "load_best_model_at_end", "resume_from_checkpoint", "max_steps", "sparse_storage"):
         _refuse(options.one_shot and name in changed, f"--{name}: has no effect with --one_shot, which does not train")
+
+
+def _check_teacher_cache(value: str) -> None:
+    """A word that is close to one of ours is a slip rather than a new folder's name."""
+    if value in TEACHER_CACHES:
+        return
+    close = nearest(value.lower(), (*TEACHER_CACHES, *FALSE_WORDS, *TRUE_WORDS, "none", "disable"))
+    if close and os.sep not in value and not Path(value).is_dir():
+        meant = "auto" if close[0] in ("auto", *TRUE_WORDS) else "off"
+        raise OptionError(
+            f"--teacher_cache: is auto, off or a folder, got {value!r}; did you mean {meant!r}? "
+            f"A new folder of that name is ./{value}"
+        )
+    if Path(value).exists() and not Path(value).is_dir():
+        raise OutputError(f"--teacher_cache: is a file, not a folder: {value}")
 
 
 def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:

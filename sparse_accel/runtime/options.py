@@ -24,6 +24,9 @@ STRATEGIES: Final = ("no", "steps", "epoch")
 # `auto` and the ways of spreading a teacher that runtime/teachers has; repeated here because that needs torch.
 TEACHER_PLACEMENTS: Final = ("auto", "replicated", "device_map", "fsdp2", "zero3")
 
+# What --teacher_cache may be besides a folder.
+TEACHER_CACHES: Final = ("auto", "off")
+
 # Experiment trackers that accelerate knows -> the module whose presence shows that one is installed.
 TRACKERS: Final = {
     "tensorboard": "tensorboard",
@@ -230,6 +233,21 @@ class TrainOptions:
         choices=TEACHER_PLACEMENTS,
         shapes_weights=False,
     )
+    teacher_cache: str = _option(
+        "Ask the teacher once for every window and read its answers from a file in all epochs and later runs, without the"
+        " teacher in memory. auto: below --cache_dir, where the recipe distils for more than an epoch or a file is there"
+        " already; off: ask in every step; a folder: always, there.",
+        GROUP_RECIPE,
+        "auto",
+        shapes_weights=False,
+    )
+    teacher_cache_dtype: str = _option(
+        "How the teacher's answers are stored. auto: as they are computed, so that nothing is lost; float16 takes half the"
+        " room of float32 and rounds.",
+        GROUP_RECIPE,
+        "auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     distill_include_padding: bool = _option(
         "Let padding take part in the losses, the distillation's and the task's, as in SparseML's sums.",
         GROUP_RECIPE,
@@ -328,6 +346,13 @@ class TrainOptions:
     )
     save_total_limit: int | None = _option(
         "Keep only the newest N checkpoints, and the best one.", GROUP_SAVING, None, minimum=1, shapes_weights=False
+    )
+    async_checkpoints: bool = _option(
+        "Write a checkpoint while training goes on, from a copy in the main process's host memory that is as large as the"
+        " checkpoint; where that is not free, and with False, training waits.",
+        GROUP_SAVING,
+        True,
+        shapes_weights=False,
     )
     load_best_model_at_end: bool = _option(
         "End with the best checkpoint rather than the last.", GROUP_SAVING, False, shapes_weights=False

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from sparse_accel.compress.census import Census
 from sparse_accel.compress.plan import CompressionPlan, install
+from sparse_accel.compress.ranges import keep_weights
 from sparse_accel.errors import OptionError, RecipeError
 from sparse_accel.folders.trained import load_ranges, trained_plan
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
@@ -24,6 +25,7 @@ from sparse_accel.runtime.backends import Backend, PlainBackend
 from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
@@ -41,7 +43,7 @@ class Parts:
     tokenizer: Any
     model: Any
     data: TaskData
-    teacher: Teacher | None
+    teacher: LoadedTeacher | None
     plan: CompressionPlan
     census: Census
     grouping: str
@@ -69,7 +71,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     regrouped: list[str] = []
     if start.checkpoint is not None:
         options, regrouped = keep_step_size(options, start.checkpoint, accelerator)
-    parts = read_parts(options, recipe, accelerator, backend.precision)
+    parts = read_parts(options, recipe, accelerator)
     loader = build_loader(options, parts, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
     last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
@@ -87,8 +89,15 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     disk_needs = checkpoint_and_final_bytes(options, parts)
     warnings += on_main(accelerator, lambda: check_disk(options, parts, loader, last_step))
 
+    teacher = None
+    if parts.teacher is not None and loader is not None:
+        asking = Asking(
+            options, recipe, parts.task, parts.model, accelerator, backend.precision, sum(disk_needs), screen
+        )
+        teacher = settle(parts.teacher, asking, loader, last_step)
+
     open_folder(accelerator, output_dir, command, clears=start.clears)
-    session = build_session(options, recipe, parts, loader, total_steps, accelerator, backend)
+    session = build_session(options, recipe, parts, loader, teacher, total_steps, accelerator, backend)
     # From here on each rank draws its own random numbers: dropout must not be the same everywhere.
     torch.manual_seed(options.seed + accelerator.process_index)
     state = TrainState(clock=Clock(0, loader.steps_per_epoch if loader else 1), last_step=last_step)
@@ -122,6 +131,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
         output_dir=output_dir,
         census_at_start=parts.census,
         reserved_bytes=sum(disk_needs),
+        snapshot_bytes=disk_needs[0],
         started=time.perf_counter(),
     )
 
@@ -140,7 +150,7 @@ def keep_step_size(options: TrainOptions, saved: Path, accelerator: Accelerator)
     return replace(options, gradient_accumulation_steps=fitting), [note]
 
 
-def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, precision: str) -> Parts:
+def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) -> Parts:
     """Load tokenizer, model, data and teacher, and give the model its masks and quantizers."""
     task = resolve_task(options.task)
     tokenizer = setup.load_student_tokenizer(options)
@@ -149,7 +159,7 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator, 
         data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
     collate, grouping, batching_notes = setup.choose_batching(options, task, model, data.collate, accelerator)
     teacher, teacher_note = setup.load_teacher(
-        options, recipe, task, model, tokenizer, accelerator, precision, is_packed=isinstance(collate, PackedCollator)
+        options, recipe, task, model, tokenizer, is_packed=isinstance(collate, PackedCollator)
     )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
@@ -177,6 +187,7 @@ def build_session(
     recipe: Recipe,
     parts: Parts,
     loader: StepLoader | None,
+    teacher: Teacher | None,
     total_steps: int,
     accelerator: Accelerator,
     backend: Backend,
@@ -194,18 +205,20 @@ def build_session(
             PlainBackend(accelerator, backend.precision),
             setup.place_whole(parts.model, accelerator, backend),
         )
+    module = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+    keep_weights(module, options.do_train and not backend.shards_weights)
     reduce_max, reduce_sum = setup.reductions(accelerator)
     return Session(
         accelerator=accelerator,
         model=model,
-        module=accelerator.unwrap_model(model, keep_fp32_wrapper=True),
+        module=module,
         optimizer=optimizer,
         recipe=recipe,
         plan=parts.plan,
         task=parts.task,
         options=options,
         loader=loader,
-        teacher=parts.teacher,
+        teacher=teacher,
         reduce_max=reduce_max,
         reduce_sum=reduce_sum,
         backend=backend,

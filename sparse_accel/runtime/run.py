@@ -11,6 +11,7 @@ from rich.console import Console
 from sparse_accel.compress.ranges import calibrating, end_step
 from sparse_accel.folders.libraries import quiet_libraries
 from sparse_accel.runtime import finishing, setup, tracking
+from sparse_accel.runtime.allocation import keep_freed_memory
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.runtime.checkpoint import checkpoints
 from sparse_accel.runtime.invariants import require_zeros
@@ -28,6 +29,8 @@ def train(options: TrainOptions) -> None:
     quiet_libraries()
     options = setup.as_launched(options)
     accelerator, backend = setup.start_accelerator(options)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     screen = tracking.Screen(Console(), is_shown=accelerator.is_main_process, use_bar=not options.disable_tqdm)
     run = prepare(options, accelerator, backend, screen)
     try:
@@ -40,6 +43,7 @@ def train(options: TrainOptions) -> None:
             run.finish_training()
         finishing.finish(run)
     except KeyboardInterrupt:
+        run.background.finish()
         saved = checkpoints(run.output_dir)
         screen.say(
             "stopped; the same command goes on from "

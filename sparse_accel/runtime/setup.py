@@ -52,11 +52,10 @@ from sparse_accel.runtime.launch import (
 )
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.teachers.caching import LoadedTeacher
 from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
-from sparse_accel.runtime.teachers.placing import place
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
-from sparse_accel.session import Teacher
 from sparse_accel.tasks.collating import Collate, PackedCollator
 
 # Strategies of accelerate that this version knows.
@@ -315,12 +314,10 @@ def load_teacher(
     task: Any,
     student: Any,
     tokenizer: Any,
-    accelerator: Accelerator,
-    precision: str,
     *,
     is_packed: bool,
-) -> tuple[Teacher | None, str | None]:
-    """The teacher, or None where none is wanted, and what to tell the user. `is_packed` says what batches it will see.
+) -> tuple[LoadedTeacher | None, str | None]:
+    """The teacher, whole on the CPU, or None where none is wanted, and why. `is_packed` says what batches it will see.
 
     Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
     """
@@ -342,11 +339,8 @@ def load_teacher(
             "--distill_teacher disable: the recipe's DistillationModifier does nothing, the task's own loss is used",
         )
     if wish == "self":
-        accepted = accepted_inputs(student) - labels
-        placed, line = place(
-            copy_of_student(options, task, student), student, options, accelerator, precision, accepted
-        )
-        return placed, f"{line}; it is a frozen copy of the model as loaded"
+        copied = copy_of_student(options, task, student)
+        return LoadedTeacher(copied, accepted_inputs(student) - labels, "a frozen copy of the model as loaded"), None
     teacher_options = replace(options, model_revision="main")  # --model_revision speaks of the student
     with whole_weights():
         teacher, missing = load_model(wish, task, teacher_options, "--distill_teacher")
@@ -362,7 +356,7 @@ def load_teacher(
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
     )
-    return place(teacher, student, options, accelerator, precision, accepted_inputs(teacher) - labels)
+    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), None
 
 
 def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:

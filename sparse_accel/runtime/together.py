@@ -32,8 +32,13 @@ def on_main(accelerator: Any, action: Callable[[], T]) -> T:
 
 def on_all(accelerator: Any, holds: bool) -> bool:
     """Whether something holds on every rank."""
+    return all(from_all(accelerator, holds))
+
+
+def from_all(accelerator: Any, value: T) -> list[T]:
+    """What each rank gives, by rank; every rank calls this."""
     if accelerator.num_processes == 1:
-        return holds
+        return [value]
     gathered: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(gathered, holds)
-    return all(gathered)
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

@@ -25,6 +25,7 @@ from sparse_accel.compress.ranges import (
 )
 from sparse_accel.errors import InvariantError
 from sparse_accel.runtime.batches import MicroBatch
+from sparse_accel.runtime.host_copies import copies_started, start_copy
 from sparse_accel.session import LossTerms, Session
 from sparse_accel.timeline import Clock
 
@@ -153,15 +154,32 @@ def accumulate(state: TrainState, terms: LossTerms, share: Tensor | float) -> No
     state.total_loss = loss.clone() if state.total_loss is None else state.total_loss + loss
 
 
-def read_window(session: Session, state: TrainState) -> dict[str, float]:
-    """The mean loss terms since the last call, over all ranks; one device sync. Raises InvariantError for a loss that is
-    not finite."""
+@dataclass(frozen=True)
+class Reading:
+    """The mean loss terms of a window on their way to the host: float64 [names], which `wait` makes readable."""
+
+    clock: Clock
+    names: list[str]
+    means: Tensor
+    wait: Callable[[], None]
+
+    def values(self) -> dict[str, float]:
+        """The means by name; waits for what the device did up to the window's end. Raises InvariantError for a loss that is
+        not finite."""
+        self.wait()
+        values = dict(zip(self.names, self.means.tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise InvariantError(NOT_FINITE.format(step=self.clock.step, epoch=self.clock.epoch))
+        return values
+
+
+def read_window(session: Session, state: TrainState) -> Reading | None:
+    """Begin to read the mean loss terms since the last call, over all ranks, without waiting for the device; None where there
+    are none."""
     if not state.window:
-        return {}
+        return None
     names = sorted(state.window)
     sums = session.reduce_sum(torch.stack([state.window[name] for name in names]))
-    values = dict(zip(names, (sums / state.window_steps).tolist(), strict=True))
+    means = start_copy(sums / state.window_steps)
     state.window, state.window_steps = {}, 0
-    if not all(map(math.isfinite, values.values())):
-        raise InvariantError(NOT_FINITE.format(step=state.clock.step, epoch=state.clock.epoch))
-    return values
+    return Reading(state.clock, names, means, copies_started(session.accelerator.device))

@@ -129,6 +129,8 @@ class Task(Protocol):
     output_keys: tuple[str, ...]
     # The keys of a batch that are labels: a teacher is not given them.
     label_keys: tuple[str, ...]
+    # Whether a feature is the same in every epoch, so that what a teacher says of it is too.
+    features_are_fixed: bool
 
     @property
     def model_class(self) -> Any:

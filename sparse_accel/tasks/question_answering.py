@@ -37,6 +37,7 @@ class QuestionAnswering:
     name = "question_answering"
     output_keys: tuple[str, ...] = ("start_logits", "end_logits")
     label_keys: tuple[str, ...] = ("start_positions", "end_positions")
+    features_are_fixed = True
 
     @property
     def model_class(self) -> Any:

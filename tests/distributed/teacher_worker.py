@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from sparse_accel.folders.whole_weights import whole_weights
 from sparse_accel.runtime.teachers import PLACEMENTS
+from sparse_accel.runtime.teachers.caching import free_memory
 from sparse_accel.runtime.teachers.replicated import replicated
 from sparse_accel.runtime.teachers.units import blocks, num_bytes
 from sparse_accel.session import Teacher
@@ -184,6 +186,10 @@ def measure(placement: str, folder: Path) -> dict[str, Any]:
         losses = [train_beside(teachers["no"], student, optimizer, seed=1) for _ in range(4)]
         apart = difference(teachers["no"](batch(9)), replicated(load(folder / "teacher"), Rank(), ACCEPTED)(batch(9)))
         beside[name] = {"losses": losses, "difference": apart}
+    held = weakref.ref(teachers["no"].model)
+    teachers["no"].release()
+    free_memory()
+    report["freed"] = held() is None
     del alive
     return report
 

@@ -74,6 +74,7 @@ def test_a_sharded_teacher_answers_as_a_whole_one_and_takes_half_the_memory(
         assert 0.49 < report["idle"] < 0.53
         assert report["peak"] < 0.75, "slices and what is gathered at one time"
         assert report["trainable"] == 0 and not report["training"]
+        assert report["freed"], "when it is let go nothing holds it"
         kinds = {"ddp", "fsdp2"} | ({"zero1", "zero2", "zero3"} if placement == "zero3" else set())
         assert set(report["beside"]) == kinds
         for student in report["beside"].values():
@@ -90,7 +91,8 @@ def test_a_run_with_a_sharded_teacher_gives_the_result_of_one_with_a_whole_one(t
     tiny_bert(tmp_path / "world/teacher", seed=1, layers=4, hidden=64)
     world |= {"optim": "sgd", "recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 2, "init_lr": 0.5}'}
     one = running.run(world, tmp_path / "one")
-    words = running.command(world, tmp_path / "two", gradient_accumulation_steps=1, teacher_placement="fsdp2")
+    changes = {"gradient_accumulation_steps": 1, "teacher_placement": "fsdp2", "teacher_cache": "off"}
+    words = running.command(world, tmp_path / "two", **changes)
     output = two(["-m", "sparse_accel", *words], ACCELERATE_USE_CPU="1")
     assert "fsdp2; with the student about" in output
     assert "Warning" not in output

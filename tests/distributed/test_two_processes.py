@@ -50,13 +50,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_processes_give_the_result_of_one(world: dict[str, Any], tmp_path: Path) -> None:
     recipe = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
     one = running.run(world, tmp_path / "one", **recipe)
-    output = both(running.command(world, tmp_path / "two", **recipe, gradient_accumulation_steps=1), 29611)
+    two = {**recipe, "gradient_accumulation_steps": 1, "teacher_cache": str(tmp_path / "teachers")}
+    output = both(running.command(world, tmp_path / "two", **two), 29611)
     assert output.count("written to") == 1, "only the main process prints"
     assert "Warning" not in output
     assert running.largest_difference(one, tmp_path / "two") < 1e-5
     assert running.results(tmp_path / "two")["eval_f1"] == running.results(one)["eval_f1"]
     for ours, theirs in zip(running.log(one), running.log(tmp_path / "two"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    (filled,) = (tmp_path / "teachers").iterdir()
+    alone = Path(world["cache_dir"]) / "sparse_accel_features/teachers" / filled.name / "outputs.safetensors"
+    assert (filled / "outputs.safetensors").read_bytes() == alone.read_bytes(), "however many fill it"
 
 
 def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tmp_path: Path) -> None:

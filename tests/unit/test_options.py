@@ -152,6 +152,24 @@ def test_every_flag_has_a_help_text_and_a_group() -> None:
             {"recipe": "r.yaml", "distill_teacher": "disable", "teacher_placement": "replicated"},
             "--teacher_placement: needs a --distill_teacher",
         ),
+        ({"teacher_cache": "off"}, "--teacher_cache: needs a --distill_teacher"),
+        (
+            {"recipe": "r.yaml", "distill_teacher": "self", "teacher_cache": "atuo"},
+            "is auto, off or a folder, got 'atuo'; did you mean 'auto'",
+        ),
+        ({"recipe": "r.yaml", "distill_teacher": "self", "teacher_cache": "False"}, "did you mean 'off'"),
+        (
+            {"recipe": "r.yaml", "distill_teacher": "self", "teacher_cache": "off", "teacher_cache_dtype": "float16"},
+            "--teacher_cache_dtype: has no effect with --teacher_cache off",
+        ),
+        (
+            {"recipe": "r.yaml", "distill_teacher": "self", "one_shot": "true", "teacher_cache": "off"},
+            "--teacher_cache: has no effect with --one_shot",
+        ),
+        (
+            {"recipe": "r.yaml", "distill_teacher": "self", "teacher_cache_dtype": "float15"},
+            "did you mean 'float16'",
+        ),
         ({"teacher_placement": "sharded"}, "auto, replicated, device_map, fsdp2, zero3"),
         ({"recipe": "r.yaml", "num_calibration_steps": "4"}, "needs --one_shot"),
         ({"recipe": "r.yaml", "one_shot": "true", "max_steps": "4"}, "has no effect with --one_shot"),

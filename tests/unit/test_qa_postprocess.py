@@ -1,22 +1,25 @@
-"""The n-best search against a plain double loop over starts and ends, ties included."""
+"""The n-best search against a plain double loop over starts and ends, and against itself question by question."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sparse_accel.tasks.base import Scored, write_predictions
+from sparse_accel.tasks.base import LazyFiles, Scored, write_predictions
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.qa_postprocess import postprocess
 from sparse_accel.tasks.qa_windows import Question, cut_windows, window_spec
 from sparse_accel.tasks.reading import Row
 from sparse_accel.tasks.squad_rows import BadRows, Example, check_rows
+from tests import qa_question_by_question
 from tests.tiny import tiny_rows, tiny_tokenizer
 
 
@@ -101,6 +104,10 @@ FAMILIES: dict[str, Logits] = {
     "normal": lambda rng, size: rng.normal(size=size).astype(np.float32),
     "peaked": lambda rng, size: (8 * rng.standard_t(2, size=size)).astype(np.float32),
     "rounded": lambda rng, size: np.round(rng.normal(size=size) * 8).astype(np.float32) / 8,
+    "bf16": lambda rng, size: (
+        (8 * rng.standard_t(2, size=size)).astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    ).view(np.float32),
+    "fp64": lambda rng, size: 8 * rng.standard_t(2, size=size),
     "ties": lambda rng, size: rng.integers(0, 2, size=size).astype(np.float32),
     "all equal": lambda rng, size: np.zeros(size, dtype=np.float32),
     "first tokens": lambda rng, size: -np.arange(size, dtype=np.float32),
@@ -137,11 +144,8 @@ def test_search_equals_a_plain_double_loop(
     assert_same_search(tiny_windows, family, version_2, n_best, longest, threshold)
 
 
-@pytest.mark.parametrize("version_2", [False, True])
-@pytest.mark.parametrize("family", ["normal", "ties"])
-def test_search_equals_a_plain_double_loop_on_real_questions(
-    shared_data: Path, real_tokenizer: Any, family: str, version_2: bool
-) -> None:
+def real_world(shared_data: Path, tokenizer: Any, version_2: bool, step: int = 1) -> World:
+    """Every `step`-th question, so that all articles take part."""
     name = "dev-v2.0-subset.json.gz" if version_2 else "dev-v1.1.json.gz"
     document = json.loads(gzip.decompress((shared_data / "squad" / name).read_bytes()))
     rows = [
@@ -150,9 +154,107 @@ def test_search_equals_a_plain_double_loop_on_real_questions(
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
     ]
-    # Every twentieth question, so that all articles take part and the test stays quick.
-    world = world_of(rows[::20], real_tokenizer, max_length=384, stride=128)
+    return world_of(rows[::step], tokenizer, max_length=384, stride=128)
+
+
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize("family", ["peaked", "ties"])
+def test_search_equals_a_plain_double_loop_on_real_questions(
+    shared_data: Path, real_tokenizer: Any, family: str, version_2: bool
+) -> None:
+    world = real_world(shared_data, real_tokenizer, version_2, step=30)
     assert_same_search(world, family, version_2, n_best=20, longest=30, threshold=0.0)
+
+
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize("family", ["peaked", "bf16", "ties", "first tokens"])
+def test_search_equals_that_of_single_questions_on_real_ones(
+    shared_data: Path, real_tokenizer: Any, family: str, version_2: bool
+) -> None:
+    world = real_world(shared_data, real_tokenizer, version_2, step=20)
+    assert_same_as_one_by_one(world, family, version_2)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("version_2", [False, True])
+def test_search_equals_both_references_on_every_real_question(
+    shared_data: Path, real_tokenizer: Any, version_2: bool
+) -> None:
+    world = real_world(shared_data, real_tokenizer, version_2)
+    for family in ("peaked", "bf16", "ties", "first tokens"):
+        assert_same_search(world, family, version_2, n_best=20, longest=30, threshold=0.0)
+        assert_same_as_one_by_one(world, family, version_2)
+
+
+def assert_same_as_one_by_one(world: World, family: str, version_2: bool, **limits: Any) -> None:
+    examples, features = world
+    rng = np.random.default_rng(11)
+    starts, ends = ([FAMILIES[family](rng, size) for size in features.lengths] for _ in range(2))
+    ours = postprocess(examples, features, starts, ends, version_2_with_negative=version_2, **limits)
+    wanted = qa_question_by_question.postprocess(
+        examples, features, starts, ends, version_2_with_negative=version_2, **limits
+    )
+    assert ours.predictions == wanted.predictions
+    assert ours.null_odds == wanted.null_odds
+    assert json.dumps(ours.nbest) == json.dumps(wanted.nbest)
+    assert ours.spans == wanted.spans
+
+
+@pytest.mark.parametrize("family", ["normal", "bf16", "ties"])
+@pytest.mark.parametrize("version_2", [False, True])
+@pytest.mark.parametrize("n_best", [1, 2, 20])
+def test_tokens_that_cover_no_character_are_searched_as_ever(
+    tiny_windows: World, family: str, version_2: bool, n_best: int
+) -> None:
+    """Byte-level and SentencePiece tokenizers have such tokens; a question may have no others, or no window at all."""
+    examples, features = tiny_windows
+    offsets = features.extra["offsets"].copy()
+    empty = np.random.default_rng(3).random(len(offsets)) < 0.5
+    offsets[empty, 1] = offsets[empty, 0]
+    offsets[features.bounds[4] : features.bounds[9]] = 0
+    kept = replace(features, extra={"offsets": offsets}).take(len(features) - 3)
+    for longest in (30, 1):
+        assert_same_as_one_by_one(
+            (examples, kept),
+            family,
+            version_2,
+            n_best_size=n_best,
+            max_answer_length=longest,
+            null_score_diff_threshold=0.3,
+        )
+
+
+def test_a_span_whose_score_is_not_a_number_is_no_candidate(tiny_windows: World) -> None:
+    examples, features = tiny_windows
+    starts, ends = ([FAMILIES["normal"](np.random.default_rng(5), size) for size in features.lengths] for _ in range(2))
+    sound = postprocess(examples, features, starts, ends)
+    broken = [
+        np.full_like(row, np.nan) if owner == 2 else row
+        for owner, row in zip(features.facts["example"], starts, strict=True)
+    ]
+    found = postprocess(examples, features, broken, ends)
+    assert found.predictions == sound.predictions | {examples[2].id: "empty"}
+    assert sound.predictions[examples[2].id] != "empty"
+
+
+def test_an_infinitely_low_logit_is_a_candidate_like_others(tiny_windows: World) -> None:
+    examples, features = tiny_windows
+    lowest = [np.full(size, -np.inf, np.float32) for size in features.lengths]
+    starts = [FAMILIES["normal"](np.random.default_rng(5), size) for size in features.lengths]
+    with np.errstate(invalid="ignore"):  # the probabilities are not numbers
+        wanted = qa_question_by_question.postprocess(examples, features, starts, lowest, n_best_size=5)
+    assert postprocess(examples, features, starts, lowest, n_best_size=5).predictions == wanted.predictions
+
+
+def test_files_are_made_when_they_are_read_and_whole_in_another_process() -> None:
+    made: list[str] = []
+    files = LazyFiles({"a": lambda: made.append("a") or {"x": 1}, "b": lambda: made.append("b") or {"y": 2}})
+    assert (list(files), len(files), made) == (["a", "b"], 2, [])
+    assert files["b"] == {"y": 2} and files["b"] is files["b"]
+    assert made == ["b"]
+    copy = pickle.loads(pickle.dumps(Scored({"f1": 1.0}, files)))
+    assert copy.files == {"a": {"x": 1}, "b": {"y": 2}} == dict(files)
 
 
 def test_an_example_without_any_window_is_answered_by_the_placeholder(tiny_windows: World) -> None:
@@ -185,6 +287,9 @@ def test_logits_of_another_split_are_refused(tiny_windows: World) -> None:
     examples, features = tiny_windows
     with pytest.raises(ValueError, match="features, 1 start and 1 end logits"):
         postprocess(examples, features, [np.zeros(3)], [np.zeros(3)])
+    logits = [np.zeros(size) for size in features.lengths]
+    with pytest.raises(ValueError, match=rf"feature 1 has {features.lengths[1]} tokens, 99 start"):
+        postprocess(examples, features, [logits[0], np.zeros(99), *logits[2:]], logits)
 
 
 def test_files_are_named_by_prefix_and_replace_older_ones_whole(tmp_path: Path) -> None:

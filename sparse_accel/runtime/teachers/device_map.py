@@ -13,10 +13,9 @@ from torch import nn
 from sparse_accel.errors import ModelError
 from sparse_accel.runtime.teachers.placed import PlacedTeacher, freeze
 from sparse_accel.runtime.teachers.units import blocks
-from sparse_accel.session import Teacher
 
 
-def device_map(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> Teacher:
+def device_map(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> PlacedTeacher:
     """Activations travel from device to device through the layers, and the outputs back to the student's."""
     free = {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
     return PlacedTeacher(spread(model, layer_map(model, free)), accelerator, accepted)

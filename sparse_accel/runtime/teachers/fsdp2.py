@@ -10,10 +10,9 @@ from torch.distributed.fsdp import fully_shard
 
 from sparse_accel.runtime.teachers.placed import PlacedTeacher, freeze
 from sparse_accel.runtime.teachers.units import units
-from sparse_accel.session import Teacher
 
 
-def fsdp2(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> Teacher:
+def fsdp2(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> PlacedTeacher:
     """Each rank keeps a slice of every weight; a call gathers one unit after the other, in fp32, and lets it go again.
 
     The student may be trained in any way: the two share no state. Raises ModelError for a model without a list of layers.

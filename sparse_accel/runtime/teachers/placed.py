@@ -36,22 +36,31 @@ class PlacedTeacher:
     def __init__(
         self, model: nn.Module, accelerator: Any, accepted: frozenset[str], *, spreader: object = None
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.device_type = accelerator.device.type
         self.autocast_dtype = _AUTOCAST_DTYPES.get(accelerator.mixed_precision)
         self.accepted = accepted
         self.spreader = spreader
         self.takes_packed = getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION_NAME
 
-    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The teacher's outputs in fp32 for the inputs of `batch` that it knows, laid out by feature. One whose attention is
-        not ours is given a packed batch's features padded."""
+        """The teacher's outputs in fp32 for the inputs of `batch` that it knows, laid out by feature."""
+        return {name: value.float() for name, value in self.answers(batch).items()}
+
+    @torch.no_grad()
+    def answers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same in the dtype in which they were computed. A teacher whose attention is not ours is given a packed batch's
+        features padded."""
         if is_packed(batch) and not self.takes_packed:
             batch = padded_inputs(batch)
         with self._autocast():
             outputs = self.model(**model_inputs(batch, self.accepted))
-        return {name: value.float() for name, value in by_feature(outputs, batch).items()}
+        return by_feature(outputs, batch)
+
+    def release(self) -> None:
+        """Let go of the model; the teacher cannot be asked any more."""
+        self.model = None
+        self.spreader = None
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -13,9 +14,8 @@ from torch import nn
 from sparse_accel.errors import ModelError, OptionError
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers import PLACEMENTS, fitting
-from sparse_accel.runtime.teachers.placed import Rank
+from sparse_accel.runtime.teachers.placed import PlacedTeacher, Rank
 from sparse_accel.runtime.teachers.units import largest_gather, num_bytes
-from sparse_accel.session import Teacher
 
 
 def place(
@@ -25,15 +25,21 @@ def place(
     accelerator: Any,
     precision: str,
     accepted: frozenset[str],
-) -> tuple[Teacher, str]:
-    """The teacher, and one line on where it is. All ranks decide alike.
+    *,
+    is_alone: bool = False,
+) -> tuple[PlacedTeacher, str]:
+    """The teacher, and one line on where it is; `is_alone` says that it goes before the student takes its place. All ranks
+    decide alike.
 
     Raises OptionError for a placement that the launch cannot have, ModelError for a teacher that fits nowhere.
     """
     sizes, machine = measure(model, student, options, accelerator), look_around(model, student, accelerator)
+    if is_alone:
+        sizes = replace(sizes, student=0)
     needs = fitting.estimate(sizes, machine)
     placement = decide(options.teacher_placement, needs, sizes, machine)
-    line = f"teacher: {fitting.gigabytes(sizes.teacher)}, {placement}; with the student about {fitting.gigabytes(needs[placement])} "
+    together = "alone" if is_alone else "with the student"
+    line = f"teacher: {fitting.gigabytes(sizes.teacher)}, {placement}; {together} about {fitting.gigabytes(needs[placement])} "
     line += f"a process, {fitting.gigabytes(machine.free)} free"
     if not fitting.fits(needs[placement], machine):
         line += ", which may be too little"

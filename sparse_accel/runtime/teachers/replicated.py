@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from sparse_accel.runtime.teachers.placed import PlacedTeacher, freeze
-from sparse_accel.session import Teacher
 
 
-def replicated(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> Teacher:
+def replicated(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> PlacedTeacher:
     """Each rank has all weights on its device; a call exchanges nothing."""
     freeze(model)
     return PlacedTeacher(model.to(accelerator.device), accelerator, accepted)

@@ -8,10 +8,9 @@ from torch import nn
 
 from sparse_accel.runtime.teachers.placed import PlacedTeacher, freeze
 from sparse_accel.runtime.teachers.units import largest_gather, units
-from sparse_accel.session import Teacher
 
 
-def zero3(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> Teacher:
+def zero3(model: nn.Module, accelerator: Any, accepted: frozenset[str]) -> PlacedTeacher:
     """Each rank keeps a slice of every weight but the smallest; a call gathers module after module, about one unit ahead.
 
     The student may be trained in any way, by DeepSpeed or not. Raises ModelError for a model without a list of layers.
