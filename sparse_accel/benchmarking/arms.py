@@ -43,11 +43,3 @@ ARMS: Final[Mapping[str, Arm]] = {
     "b2_bf16": Arm(f"{_SPARSEML}, bf16", lambda bench: build_b2(bench, autocast=True), True, _STAND_IN),
     "b3": Arm("b1 with batches of similar length, compiled", build_b3, is_compiled=True),
 }
-
-# Arms that cannot be built now -> why.
-MISSING: Final[Mapping[str, str]] = {
-    "kd_cached": "teacher outputs are not cached yet",
-    "sparse_kd": "teacher outputs are not cached yet",
-    "recipe": "teacher outputs are not cached yet",
-    "recipe_frozen": "teacher outputs are not cached yet",
-}

@@ -244,7 +244,7 @@ def test_an_arm_of_ours_is_watched_without_a_trace(bench: Bench) -> None:
 
 
 def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["benchmark", "train", "tiny-ci", "--arms", "dense,qat_observing,mask,b2", "--features", "8"]
+    words = ["benchmark", "train", "tiny-ci", "--arms", "dense,recipe,mask,b2", "--features", "8"]
     try:
         assert run_command([*words, "--rounds", "1", "--output-dir", str(tmp_path / "out")], speaks=True) == 0
     finally:
@@ -252,9 +252,9 @@ def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     text = (tmp_path / "out" / "results.json").read_text("utf-8")
     found = json.loads(text)
     counts = {arm: told["counts"] for arm, told in found["arms"].items()}
-    assert list(counts) == ["dense", "qat_observing", "mask", "b2"]
-    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "qat_observing")] == [0, 0, 0]
-    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["qat_observing"]["launches"]
+    assert list(counts) == ["dense", "recipe", "mask", "b2"]
+    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "recipe")] == [0, 0, 0]
+    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["recipe"]["launches"]
     assert found["arms"]["mask"]["violations"] == 0
     assert found["arms"]["mask"]["state_bytes"] < found["arms"]["dense"]["state_bytes"] / 2
     assert all(gate["found"] <= gate["allowed"] for gate in found["gates"])
@@ -314,10 +314,10 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 def test_every_workload_names_arms_that_there_are() -> None:
-    from sparse_accel.benchmarking.arms import ARMS, MISSING
+    from sparse_accel.benchmarking.arms import ARMS
 
     for workload in (*WORKLOADS.values(), find_workload("scale-2")):
-        assert set(workload.arms) <= {*ARMS, *MISSING}
+        assert set(workload.arms) <= set(ARMS)
     assert not set(NOT_YET) & set(WORKLOADS)
 
 
