@@ -15,13 +15,14 @@ _OWN_NUMERICS: Final = "padding takes no part in losses, softmax and ranges"
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a benchmark. `has_teacher` is whether a teacher runs in every step; `numerics` says what is not as in Hugging
-    Face's or SparseML's training, or nothing."""
+    """One arm of a benchmark. `has_teacher` is whether a teacher runs in every step, `is_compiled` whether torch.compile makes
+    its steps; `numerics` says what is not as in Hugging Face's or SparseML's training, or nothing."""
 
     what: str
     build: Callable[[Bench], Trained]
     has_teacher: bool = False
     numerics: str = ""
+    is_compiled: bool = False
 
 
 def _own(name: str) -> Arm:
@@ -40,13 +41,5 @@ ARMS: Final[Mapping[str, Arm]] = {
     ),
     "b2": Arm(f"{_SPARSEML}, fp32", build_b2, True, _STAND_IN),
     "b2_bf16": Arm(f"{_SPARSEML}, bf16", lambda bench: build_b2(bench, autocast=True), True, _STAND_IN),
-    "b3": Arm("b1 with batches of similar length, compiled", build_b3),
-}
-
-# Arms that cannot be built now -> why.
-MISSING: Final[Mapping[str, str]] = {
-    "kd_cached": "teacher outputs are not cached yet",
-    "sparse_kd": "teacher outputs are not cached yet",
-    "recipe": "teacher outputs are not cached yet",
-    "recipe_frozen": "teacher outputs are not cached yet",
+    "b3": Arm("b1 with batches of similar length, compiled", build_b3, is_compiled=True),
 }

@@ -60,7 +60,8 @@ def _features_per_second(document: Document) -> float | None:
 
 def _host_syncs(document: Document) -> float | None:
     ours = [name for name in ("dense", "mask", "recipe", "qat_frozen", "qat_observing") if name in document["arms"]]
-    return max((summary.summarise(document, name).syncs for name in ours), default=None)
+    counted = (summary.summarise(document, name).syncs for name in ours)
+    return max((syncs for syncs in counted if syncs is not None), default=None)
 
 
 # Of the 13 epochs of the tutorial 8 are without quantization, 4 follow ranges, and 1 has them fixed; SQuAD v1.1 has as many

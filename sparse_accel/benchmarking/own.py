@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from sparse_accel.benchmarking.models import NO_LOAD, Load, random_model
@@ -23,7 +25,9 @@ from sparse_accel.packing import BOUNDS, is_packed
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import preparing, setup, training
 from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.teachers.replicated import replicated
+from sparse_accel.runtime.tracking import Screen
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
 from sparse_accel.tasks import resolve_task
@@ -57,7 +61,7 @@ _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 
 @dataclass(frozen=True)
 class OwnArm:
-    """How an arm is trained: parts of a recipe, a teacher ("live" or None), storage of masked weights, a batching where it
+    """How an arm is trained: parts of a recipe, a teacher ("live", "cached" or None), storage of masked weights, a batching where it
     is not the run's, and whether ranks exchange gradients, without which they train apart."""
 
     what: str
@@ -81,10 +85,20 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
     "mask": OwnArm("zeros held, kept weights alone stored", _HOLD_ZEROS),
     "mask_whole": OwnArm("zeros held, weights stored whole", _HOLD_ZEROS, storage="masked"),
     "kd_live": OwnArm("a teacher of the same size in every step", _DISTIL, teacher="live"),
+    "kd_cached": OwnArm("the same teacher, asked once before", _DISTIL, teacher="cached"),
     "qat_observing": OwnArm("quantization-aware, ranges followed", _QUANTIZE),
     "qat_frozen": OwnArm("quantization-aware, ranges fixed", _QUANTIZE + _FROZEN),
     "dense_alone": OwnArm("plain fine-tuning, gradients not exchanged between processes", exchanges=False),
     "mask_alone": OwnArm("zeros held, gradients not exchanged between processes", _HOLD_ZEROS, exchanges=False),
+    "sparse_kd": OwnArm(
+        "zeros and cached teacher: the recipe before quantization begins", _HOLD_ZEROS + _DISTIL, "cached"
+    ),
+    "recipe": OwnArm(
+        "the whole recipe: zeros, cached teacher, quantization with ranges followed",
+        _HOLD_ZEROS + _DISTIL + _QUANTIZE,
+        "cached",
+    ),
+    "recipe_frozen": OwnArm("the whole recipe, ranges fixed", _HOLD_ZEROS + _DISTIL + _QUANTIZE + _FROZEN, "cached"),
     "recipe_live": OwnArm(
         "zeros, live teacher, quantization with ranges followed", _HOLD_ZEROS + _DISTIL + _QUANTIZE, "live"
     ),
@@ -93,7 +107,8 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms of a run share: the settings, the features, the launch, a teacher's model and the stopwatch."""
+    """What all arms of a run share: the settings, the features, the launch, a teacher's model, the stopwatch, and a folder for
+    what is cached, which goes when nobody refers to it."""
 
     settings: Settings
     features: Features
@@ -101,6 +116,7 @@ class Bench:
     backend: Any
     stopwatch: Stopwatch
     teacher_model: Any
+    scratch: tempfile.TemporaryDirectory[str]
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +223,13 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     settings, accelerator = bench.settings, bench.accelerator
     workload = settings.workload
     batching = arm.batching or settings.batching
-    options = train_options(settings, batching=batching, storage=arm.storage, max_grad_norm=max_grad_norm)
+    options = train_options(
+        settings,
+        batching=batching,
+        storage=arm.storage,
+        max_grad_norm=max_grad_norm,
+        teacher_cache=bench.scratch.name if arm.teacher == "cached" else "off",
+    )
     recipe = Recipe.load(_HEAD + arm.modifiers) if arm.modifiers else Recipe.empty()
     sparsity = workload.sparsity if arm.is_sparse else 0.0
     model = random_model(workload.shape, settings.seed, sparsity=sparsity, dropout=dropout)
@@ -225,12 +247,18 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     census = Census.of(model)
     install(model, plan, positions=positions)
     data = TaskData(collate=collate, train=bench.features)
-    teacher = live_teacher(bench, model, task) if arm.teacher == "live" else None
-    parts = preparing.Parts(task, None, model, data, teacher, plan, census, grouping, [*notes, *storage_notes])
+    parts = preparing.Parts(task, None, model, data, None, plan, census, grouping, [*notes, *storage_notes])
     loader = preparing.build_loader(options, parts, accelerator)
     assert loader is not None
     total_steps = _EPOCHS * loader.steps_per_epoch
-    session = preparing.build_session(options, recipe, parts, loader, total_steps, accelerator, bench.backend)
+    teacher: Teacher | None = None
+    if arm.teacher == "live":
+        teacher = live_teacher(bench, model, task)
+    elif arm.teacher == "cached":
+        screen = Screen(Console(), is_shown=False, use_bar=False)
+        asking = Asking(options, recipe, task, model, accelerator, bench.backend.precision, 0, screen)
+        teacher = settle(own_teacher(bench, model, task), asking, loader, total_steps)
+    session = preparing.build_session(options, recipe, parts, loader, teacher, total_steps, accelerator, bench.backend)
     state = TrainState(clock=Clock(0, loader.steps_per_epoch), last_step=0)
     return OwnTraining(session, state, bench.stopwatch, exchanges=arm.exchanges)
 
@@ -242,8 +270,20 @@ def live_teacher(bench: Bench, student: Any, task: Any) -> Teacher:
     return replicated(bench.teacher_model, bench.accelerator, accepted)
 
 
+def own_teacher(bench: Bench, student: Any, task: Any) -> LoadedTeacher:
+    """The run's teacher once more, for a cache that lets it go when it was asked."""
+    model = random_model(bench.settings.workload.shape, bench.settings.seed + 1).eval()
+    setup.let_teacher_pack(model, student, task.output_keys)
+    return LoadedTeacher(model, setup.accepted_inputs(model) - frozenset(task.label_keys), "the teacher")
+
+
 def train_options(
-    settings: Settings, *, batching: str = "packed", storage: str = "auto", max_grad_norm: float = 1.0
+    settings: Settings,
+    *,
+    batching: str = "packed",
+    storage: str = "auto",
+    max_grad_norm: float = 1.0,
+    teacher_cache: str = "off",
 ) -> TrainOptions:
     """The options of the command that an arm stands for; nothing that they name is read."""
     return TrainOptions(
@@ -258,6 +298,7 @@ def train_options(
         batching=batching,
         sparse_storage=storage,
         max_grad_norm=max_grad_norm,
+        teacher_cache=teacher_cache,
         bf16=settings.precision == "bf16",
     )
 

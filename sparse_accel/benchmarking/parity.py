@@ -60,6 +60,9 @@ def parity_gates(bench: Bench) -> list[Gate]:
             ours = own_step(name, one_step, batching)
             padded = own_step(name, one_step, "padded")
             gates += _compared(f"{name}, {batching} against padded", ours, padded)
+    if any(name in OWN_ARMS and OWN_ARMS[name].teacher == "cached" for name in settings.arms):
+        cached, live = (own_step(name, one_step, settings.batching) for name in ("kd_cached", "kd_live"))
+        gates += _compared("cached against live teacher", cached, live)
     full = np.full(workload.features, min(64, workload.max_length))
     whole = replace(one_step, features=random_features(full, vocabulary, settings.seed))
     whole = replace(whole, settings=replace(settings, workload=replace(workload, max_length=int(full[0]))))

@@ -82,10 +82,15 @@ def demands_table(document: Document) -> Table:
     rows = []
     for arm, told in document["arms"].items():
         found = summarise(document, arm)
-        row = [arm, f"{found.launches:,.0f}", f"{found.syncs:,.0f}", megabytes(told["state_bytes"])]
+        row = [arm, count_text(found.launches), count_text(found.syncs), megabytes(told["state_bytes"])]
         rows.append((*row, megabytes(told["peak_bytes_above_state"])) if has_peak else tuple(row))
     headings = ["arm", "launches a step", "syncs a step", "weights, gradients, optimizer (MB)"]
     return Table(tuple([*headings, "peak above that (MB)"] if has_peak else headings), tuple(rows))
+
+
+def count_text(value: float | None) -> str:
+    """A count, or nothing where there is none."""
+    return "" if value is None else f"{value:,.0f}"
 
 
 def scaling_table(document: Document) -> Table:
@@ -188,8 +193,8 @@ def notes(document: Document) -> list[str]:
         lines.append(f"two equal arms differed by up to {spread:.1%}: less than that (=) is no difference")
     peaks = ", ".join(f"{value / 1e12:,.2f} TFLOP/s {name}" for name, value in document["peaks"].items())
     lines.append(f"peak: {peaks}; MFU counts real tokens alone, HFU padding and a live teacher too")
-    counted = next(iter(document["arms"].values()))["counts"]["counted"]
-    lines.append(f"launches and syncs are of one step: {counted}")
+    counted = {told["counts"]["counted"] for told in document["arms"].values() if told["counts"] is not None}
+    lines += [f"launches and syncs are of one step: {how}" for how in counted]
     lines.append(
         f"collating 32 features: {collating_milliseconds(document, 'packed'):.3f} ms packed, "
         f"{collating_speedup(document, 'packed').median:,.0f}x as fast as default_data_collator over a datasets.Dataset"
@@ -199,6 +204,12 @@ def notes(document: Document) -> list[str]:
     for numerics in dict.fromkeys(told["numerics"] for told in arms.values() if told["numerics"]):
         names = [arm for arm, told in arms.items() if told["numerics"] == numerics]
         lines.append(f"{', '.join(names)}: {numerics}")
+    lines += [
+        f"{arm}: its first turn took {told['warm_up_wall_seconds'][0] - statistics.median(told['seconds']['wall']):,.0f} s longer, for "
+        "compiling"
+        for arm, told in arms.items()
+        if told["is_compiled"]
+    ]
     lines += [
         f"{arm}: {told['violations']:,} pruned weights stand off zero after the optimizer's last step"
         for arm, told in arms.items()

@@ -16,7 +16,7 @@ Document = Mapping[str, Any]
 @dataclass(frozen=True)
 class ArmSummary:
     """One arm: features and real tokens a second (medians over rounds, wall), utilisation over each peak, launches and
-    syncs a step."""
+    syncs a step where they were counted."""
 
     name: str
     features_per_second: float
@@ -25,8 +25,8 @@ class ArmSummary:
     tokens_per_second: float
     mfu: dict[str, float]
     hfu: dict[str, float]
-    launches: float
-    syncs: float
+    launches: float | None
+    syncs: float | None
     over_dense: Ratio | None
 
 
@@ -46,8 +46,8 @@ def summarise(document: Document, arm: str) -> ArmSummary:
         tokens_per_second=turn["tokens"] / median,
         mfu={peak: useful / processes / median / value for peak, value in document["peaks"].items()},
         hfu={peak: done / median / value for peak, value in document["peaks"].items()},
-        launches=counts["launches"] / steps,
-        syncs=counts["syncs"] / steps,
+        launches=None if counts is None else counts["launches"] / steps,
+        syncs=None if counts is None else counts["syncs"] / steps,
         over_dense=cost(document, arm, "dense"),
     )
 

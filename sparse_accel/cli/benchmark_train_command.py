@@ -181,7 +181,7 @@ def print_list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sparse_accel.benchmarking.arms import ARMS, MISSING
+    from sparse_accel.benchmarking.arms import ARMS
     from sparse_accel.benchmarking.workloads import NOT_YET, listed
 
     console = Console()
@@ -195,8 +195,6 @@ def print_list() -> None:
     shown.add_row("[bold]arms[/bold]")
     for name, arm in ARMS.items():
         shown.add_row(name, arm.what)
-    for name, why in MISSING.items():
-        shown.add_row(name, f"cannot run: {why}", style="dim")
     console.print(shown, highlight=False)
 
 

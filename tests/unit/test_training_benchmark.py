@@ -19,6 +19,7 @@ from sparse_accel.benchmarking.baselines import build_b1, padded_dataset
 from sparse_accel.benchmarking.counting import Census
 from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, random_model, shape_size, training_flops
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
+from sparse_accel.benchmarking.report import demands_table
 from sparse_accel.benchmarking.runner import open_bench
 from sparse_accel.benchmarking.sparseml_style import build_b2
 from sparse_accel.benchmarking.stopwatch import Stopwatch
@@ -89,6 +90,7 @@ def document(**seconds: list[float]) -> dict[str, Any]:
         "what": "",
         "numerics": "",
         "has_teacher": False,
+        "is_compiled": False,
         "steps": 2,
         "computed": {"tokens": 10, "squares": 50},
         "counts": {"launches": 6, "syncs": 4, "counted": ""},
@@ -123,6 +125,13 @@ def test_a_live_teacher_counts_for_the_hardware_alone() -> None:
     one, other = summary.summarise(plain, "dense"), summary.summarise(taught, "dense")
     assert other.mfu == one.mfu
     assert other.hfu["measured"] == pytest.approx(one.hfu["measured"] * 4 / 3)
+
+
+def test_what_was_not_counted_is_not_told() -> None:
+    found = document(dense=[2.0])
+    found["arms"]["dense"]["counts"] = None
+    assert summary.summarise(found, "dense").launches is None
+    assert demands_table(found).rows == (("dense", "", "", "0"),)
 
 
 def test_ratios_are_those_within_rounds() -> None:
@@ -235,7 +244,7 @@ def test_an_arm_of_ours_is_watched_without_a_trace(bench: Bench) -> None:
 
 
 def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["benchmark", "train", "tiny-ci", "--arms", "dense,qat_observing,mask,b2", "--features", "8"]
+    words = ["benchmark", "train", "tiny-ci", "--arms", "dense,recipe,mask,b2", "--features", "8"]
     try:
         assert run_command([*words, "--rounds", "1", "--output-dir", str(tmp_path / "out")], speaks=True) == 0
     finally:
@@ -243,9 +252,9 @@ def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     text = (tmp_path / "out" / "results.json").read_text("utf-8")
     found = json.loads(text)
     counts = {arm: told["counts"] for arm, told in found["arms"].items()}
-    assert list(counts) == ["dense", "qat_observing", "mask", "b2"]
-    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "qat_observing")] == [0, 0, 0]
-    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["qat_observing"]["launches"]
+    assert list(counts) == ["dense", "recipe", "mask", "b2"]
+    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "recipe")] == [0, 0, 0]
+    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["recipe"]["launches"]
     assert found["arms"]["mask"]["violations"] == 0
     assert found["arms"]["mask"]["state_bytes"] < found["arms"]["dense"]["state_bytes"] / 2
     assert all(gate["found"] <= gate["allowed"] for gate in found["gates"])
@@ -305,10 +314,10 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 def test_every_workload_names_arms_that_there_are() -> None:
-    from sparse_accel.benchmarking.arms import ARMS, MISSING
+    from sparse_accel.benchmarking.arms import ARMS
 
     for workload in (*WORKLOADS.values(), find_workload("scale-2")):
-        assert set(workload.arms) <= {*ARMS, *MISSING}
+        assert set(workload.arms) <= set(ARMS)
     assert not set(NOT_YET) & set(WORKLOADS)
 
 
