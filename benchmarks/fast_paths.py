@@ -38,7 +38,7 @@ ARMS: dict[str, list[str]] = {
 }
 SEEDS = (1, 2, 3)
 SPARSITY = 0.5
-LENGTH = 192
+LENGTH = 128
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def train(
         "--recipe_args", json.dumps({"init_lr": 2e-4, **values}), "--output_dir", str(out / name),
         "--cache_dir", str(out / "cache"), "--do_train", "--do_eval",
         "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "32", "--gradient_accumulation_steps", "2",
-        "--max_seq_length", str(LENGTH), "--doc_stride", "64", "--save_steps", "50", "--save_total_limit", "1",
+        "--max_seq_length", str(LENGTH), "--doc_stride", "32", "--save_steps", "50", "--save_total_limit", "1",
         "--logging_steps", "25", "--overwrite_output_dir", *more,
     ]  # fmt: skip
     run(command, log=out / f"{name}.log")
