@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from sparse_accel.compress.census import Census
 from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.layers import CompressedEmbedding, CompressedLinear
 from sparse_accel.compress.plan import CompressionPlan, check_masks, install
-from sparse_accel.compress.ranges import quantizers
+from sparse_accel.compress.ranges import WeightQuantizer, quantizers
 from sparse_accel.packing import BOUNDS, is_packed
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import preparing, setup, training
@@ -108,7 +108,7 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
 @dataclass(frozen=True)
 class Bench:
     """What all arms of a run share: the settings, the features, the launch, a teacher's model, the stopwatch, and a folder for
-    what is cached, which goes when nobody refers to it."""
+    what is cached."""
 
     settings: Settings
     features: Features
@@ -116,7 +116,7 @@ class Bench:
     backend: Any
     stopwatch: Stopwatch
     teacher_model: Any
-    scratch: tempfile.TemporaryDirectory[str]
+    scratch: Path
 
     @property
     def device(self) -> torch.device:
@@ -204,9 +204,12 @@ class OwnTraining:
                 replace(training, name, during(getattr(training, name), "quant"))
             for quantizer in quantizers(session.module).values():
                 replace(quantizer, "forward", during(quantizer.forward, "quant"))
-            for owner in (CompressedLinear, CompressedEmbedding):
-                replace(owner, "masked_weight", during(owner.masked_weight, "mask"))
-            replace(CompactLinear, "_effective_weight", during(CompactLinear._effective_weight, "mask"))
+            replace(WeightQuantizer, "observe", during(WeightQuantizer.observe, "quant"))
+            replace(WeightQuantizer, "rounded", during(WeightQuantizer.rounded, "quant"))
+            holds = "mask" if any(compression.mask for compression in session.plan.modules.values()) else "quant"
+            for owner in (CompressedLinear, CompressedEmbedding, CompactLinear):
+                for name in ("made_weight", "stored_gradient"):
+                    replace(owner, name, during(getattr(owner, name), holds))
             yield
 
 
@@ -228,7 +231,7 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
         batching=batching,
         storage=arm.storage,
         max_grad_norm=max_grad_norm,
-        teacher_cache=bench.scratch.name if arm.teacher == "cached" else "off",
+        teacher_cache=str(bench.scratch) if arm.teacher == "cached" else "off",
     )
     recipe = Recipe.load(_HEAD + arm.modifiers) if arm.modifiers else Recipe.empty()
     sparsity = workload.sparsity if arm.is_sparse else 0.0
