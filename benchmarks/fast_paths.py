@@ -61,8 +61,8 @@ def main() -> None:
         if not (out / "pruned").is_dir():
             command = [script("sparse_accel"), "prune", str(out / "teacher"), "--sparsity", str(SPARSITY)]
             run([*command, "--output_dir", str(out / "pruned")])
-        for seed in SEEDS:
-            for arm, flags in ARMS.items():
+        for arm, flags in ARMS.items():
+            for seed in SEEDS:
                 values = {
                     "num_epochs": arguments.epochs,
                     "qat_start_epoch": arguments.epochs / 2,

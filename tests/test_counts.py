@@ -12,8 +12,16 @@ from tests import step_counts
 # What another torch or transformers may do beyond the counts of those that they were taken with.
 MARGIN = 1.25
 
-# Reads that only happen on a CPU, where nothing waits: the bounds of a packed batch, once a layer.
-ON_CPU = {"attention.py: packed_attention"}
+# Reads that only happen on a CPU, where nothing waits: the bounds of a packed batch, once a layer, and the numbers of a grid
+# in the forms that are for CPU tensors alone (`compress/kernels/rows.py`).
+ON_CPU = {
+    "attention.py: packed_attention",
+    "packed_products.py: packed_products",
+    "ranges.py: forward",
+    "rows.py: _put_on_grid",
+    "rows.py: rounded",
+    "rows.py: rounded_in_place",
+}
 
 
 @pytest.fixture(scope="module")
