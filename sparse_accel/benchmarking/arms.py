@@ -27,7 +27,7 @@ class Arm:
 
 def _own(name: str) -> Arm:
     arm = OWN_ARMS[name]
-    return Arm(arm.what, lambda bench: build_own(arm, bench), arm.teacher == "live", _OWN_NUMERICS)
+    return Arm(arm.what, lambda bench: build_own(arm, bench), arm.teacher == "live", _OWN_NUMERICS, arm.compiles)
 
 
 _SPARSEML: Final = "SparseML's recipe: masks by hooks, live teacher, torch.ao FakeQuantize, padded"

@@ -24,6 +24,7 @@ from sparse_accel.compress.ranges import WeightQuantizer, quantizers
 from sparse_accel.packing import BOUNDS, is_packed
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import preparing, setup, training
+from sparse_accel.runtime.compiling import require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.teachers.replicated import replicated
@@ -62,7 +63,7 @@ _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 @dataclass(frozen=True)
 class OwnArm:
     """How an arm is trained: parts of a recipe, a teacher ("live", "cached" or None), storage of masked weights, a batching where it
-    is not the run's, and whether ranks exchange gradients, without which they train apart."""
+    is not the run's, whether ranks exchange gradients, without which they train apart, and whether its layers are compiled."""
 
     what: str
     modifiers: str = ""
@@ -70,6 +71,7 @@ class OwnArm:
     storage: str = "auto"
     batching: str | None = None
     exchanges: bool = True
+    compiles: bool = False
 
     @property
     def is_sparse(self) -> bool:
@@ -82,7 +84,9 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
     "dense_again": OwnArm("the same once more: what differs is noise"),
     "dense_padded": OwnArm("plain fine-tuning, every batch padded to the longest length", batching="padded"),
     "dense_grouped": OwnArm("plain fine-tuning, batches of similar length", batching="grouped"),
+    "dense_compiled": OwnArm("plain fine-tuning, layers compiled", compiles=True),
     "mask": OwnArm("zeros held, kept weights alone stored", _HOLD_ZEROS),
+    "mask_compiled": OwnArm("zeros held, layers compiled", _HOLD_ZEROS, compiles=True),
     "mask_whole": OwnArm("zeros held, weights stored whole", _HOLD_ZEROS, storage="masked"),
     "kd_live": OwnArm("a teacher of the same size in every step", _DISTIL, teacher="live"),
     "kd_cached": OwnArm("the same teacher, asked once before", _DISTIL, teacher="cached"),
@@ -232,7 +236,10 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
         storage=arm.storage,
         max_grad_norm=max_grad_norm,
         teacher_cache=str(bench.scratch) if arm.teacher == "cached" else "off",
+        compiles=arm.compiles,
     )
+    if options.compile:
+        require_compiler(accelerator.device)
     recipe = Recipe.load(_HEAD + arm.modifiers) if arm.modifiers else Recipe.empty()
     sparsity = workload.sparsity if arm.is_sparse else 0.0
     model = random_model(workload.shape, settings.seed, sparsity=sparsity, dropout=dropout)
@@ -287,6 +294,7 @@ def train_options(
     storage: str = "auto",
     max_grad_norm: float = 1.0,
     teacher_cache: str = "off",
+    compiles: bool = False,
 ) -> TrainOptions:
     """The options of the command that an arm stands for; nothing that they name is read."""
     return TrainOptions(
@@ -302,6 +310,7 @@ def train_options(
         sparse_storage=storage,
         max_grad_norm=max_grad_norm,
         teacher_cache=teacher_cache,
+        compile=compiles,
         bf16=settings.precision == "bf16",
     )
 

@@ -47,7 +47,7 @@ _OURS = (
 )
 _RECIPE = ("sparse_kd", "recipe", "recipe_frozen")
 _BASELINES = ("b1", "b2")
-_ON_GPU = (*_OURS, *_RECIPE, "b1", "b1_teacher", "b2", "b2_bf16", "b3")
+_ON_GPU = (*_OURS, "dense_compiled", "mask_compiled", *_RECIPE, "b1", "b1_teacher", "b2", "b2_bf16", "b3")
 
 _ALL = (
     Workload(
