@@ -137,7 +137,12 @@ class OwnTraining:
         self.state = state
         self.stopwatch = stopwatch
         self.exchanges = exchanges
-        self.load = NO_LOAD
+        self.seen: list[Tensor | tuple[int, int]] = []
+
+    @property
+    def load(self) -> Load:
+        """What the model computed with in the last watched turn; waits for the device."""
+        return sum(map(load_of, self.seen), NO_LOAD)
 
     @property
     def steps(self) -> int:
@@ -168,9 +173,9 @@ class OwnTraining:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within, the parts of a step open phases of the stopwatch, and `load` counts what the model is given."""
+        """Within, the parts of a step open phases of the stopwatch, and what the model is given is kept for `load`."""
         session, stopwatch = self.session, self.stopwatch
-        self.load = NO_LOAD
+        self.seen = []
 
         def during(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
             def called(*args: Any, **kwargs: Any) -> Any:
@@ -186,8 +191,7 @@ class OwnTraining:
                     micro_batches = next(source, None)
                 if micro_batches is None:
                     return
-                for micro_batch in micro_batches:
-                    self.load = self.load + load_of(micro_batch.inputs)
+                self.seen += [layout(micro_batch.inputs) for micro_batch in micro_batches]
                 yield micro_batches
 
         loader, teacher = session.loader, session.teacher
@@ -320,11 +324,19 @@ def quantized_plan(model: Any) -> CompressionPlan:
     return setup.plan_compression(Recipe.load(_HEAD + _QUANTIZE), model)
 
 
-def load_of(inputs: Mapping[str, Tensor]) -> Load:
-    """What a model computes with of a batch: a packed one's tokens and their sequences, a padded one's places."""
+def layout(inputs: Mapping[str, Tensor]) -> Tensor | tuple[int, int]:
+    """How a batch is laid out: a packed one's bounds, a padded one's rows and their length."""
     if is_packed(inputs):
-        return Load.of(np.diff(inputs[BOUNDS].cpu().numpy()))
+        return inputs[BOUNDS]
     count, length = inputs["input_ids"].shape
+    return count, length
+
+
+def load_of(seen: Tensor | tuple[int, int]) -> Load:
+    """What a model computes with of a batch of this layout: a packed one's tokens and sequences, a padded one's places."""
+    if isinstance(seen, Tensor):
+        return Load.of(np.diff(seen.cpu().numpy()))
+    count, length = seen
     return Load(count * length, count * length * length)
 
 
