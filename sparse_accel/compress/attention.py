@@ -54,21 +54,64 @@ def quantized_attention(
     """
     bounds = kwargs.get(BOUNDS)
     is_quantized = any(_is_active(getattr(module, product, None)) for product in MATMULS)
+    if is_quantized and _is_fused(module):
+        return _fused_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs), None
     if bounds is not None and attention_mask is not None:
         raise ValueError("a packed batch has bounds, and no attention mask")
     if bounds is not None and is_quantized:
         return packed_attention_by_products(module, query, key, value, bounds, scaling, dropout, **kwargs), None
     if is_quantized:
         return attention_by_products(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    return _float_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs), None
+
+
+def _float_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    **kwargs: Any,
+) -> Tensor:
     key, value = _for_each_head(query, key), _for_each_head(query, value)
     is_causal = _needs_causal_mask(module, query, attention_mask, kwargs)
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
-    if bounds is not None:
-        return packed_attention(query, key, value, bounds, kwargs[LONGEST], dropout, scale, is_causal), None
+    if BOUNDS in kwargs:
+        return packed_attention(query, key, value, kwargs[BOUNDS], kwargs[LONGEST], dropout, scale, is_causal)
     context = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scale
     )
-    return context.transpose(1, 2).contiguous(), None
+    return context.transpose(1, 2).contiguous()
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether the plan (`CompressionPlan.fuse_attention`) lets this training forward fuse."""
+    probabilities = getattr(getattr(module, CONTEXT_MATMUL, None), "left_quantizer", None)
+    if not isinstance(probabilities, ActivationQuantizer) or probabilities.spec.fixed_range is None:
+        return False
+    return module.training and not probabilities.calibrating
+
+
+def _fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    **kwargs: Any,
+) -> Tensor:
+    """Fused attention of quantized operands, and its quantized context."""
+    scores_matmul, context_matmul = (getattr(module, product) for product in MATMULS)
+    query = scores_matmul.left_quantizer(query, (2,))
+    key = scores_matmul.right_quantizer(key, (2,))
+    value = context_matmul.right_quantizer(value, (2,))
+    context = _float_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    output: ActivationQuantizer | None = context_matmul.output_quantizer
+    return context if output is None else output(context, (1,))
 
 
 def attention_by_products(

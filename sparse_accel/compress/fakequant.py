@@ -26,7 +26,7 @@ class QuantSpec:
 
     `bits` wide, from -2^(bits-1) if `signed`, else from 0. `symmetric` ranges reach equally far on both sides of zero.
     `channel_axis` is the axis that has one scale per index (weights only); None is one scale for the tensor. The range
-    moves by `averaging_constant` of the distance to each new observation.
+    moves by `averaging_constant` of the distance to each new observation; `fixed_range` is one that is known and never moves.
     """
 
     bits: int = 8
@@ -34,12 +34,15 @@ class QuantSpec:
     signed: bool = False
     channel_axis: int | None = None
     averaging_constant: float = 0.01
+    fixed_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise ValueError(f"a quantized tensor has 2 to 16 bits, got {self.bits}")
         if not 0.0 < self.averaging_constant <= 1.0:
             raise ValueError(f"the averaging constant lies in (0, 1], got {self.averaging_constant}")
+        if self.fixed_range is not None and not self.fixed_range[0] <= 0.0 <= self.fixed_range[1]:
+            raise ValueError(f"a fixed range holds 0, got {self.fixed_range}")
 
     @property
     def quant_min(self) -> int:
@@ -52,8 +55,8 @@ class QuantSpec:
         return self.quant_min + (1 << self.bits) - 1
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
+        """The fields as plain values; a fixed range only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "fixed_range" or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
@@ -63,7 +66,8 @@ class QuantSpec:
             if name not in known:
                 raise ModelError(f"a quantization spec has no field {name!r}{suggestion(name, known)}")
         try:
-            return cls(**data)
+            fixed = data.get("fixed_range")
+            return cls(**{**data, "fixed_range": None if fixed is None else tuple(map(float, fixed))})
         except (TypeError, ValueError) as error:
             raise ModelError(f"a quantization spec is malformed: {error}") from None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_accel.compress.attention import MATMULS, self_attention_modules
+from sparse_accel.compress.attention import CONTEXT_MATMUL, MATMULS, SCORES_MATMUL, self_attention_modules
 from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.layers import (
@@ -152,6 +152,24 @@ class CompressionPlan:
         if present.is_quantized:
             raise RecipeError(f"module {module_name} is quantized twice; let one QuantizationModifier name it")
         self.modules[module_name] = replace(present, weight=weight, inputs=inputs, output=output)
+
+    def fuse_attention(self) -> list[str]:
+        """Let attention be fused while training where both of its products are quantized; the modules it is done for.
+
+        Their operands are still quantized, and so is the context; scores are not, and probabilities, whose range is known,
+        only outside training: 1/255 a step, for 8 bits.
+        """
+        fused = []
+        for name, scores in list(self.modules.items()):
+            attention, _, product = name.rpartition(".")
+            context = self.modules.get(f"{attention}.{CONTEXT_MATMUL}")
+            if product != SCORES_MATMUL or context is None or len(context.inputs) != 2 or len(scores.inputs) != 2:
+                continue
+            probabilities = replace(context.inputs[0], fixed_range=(0.0, 1.0))
+            self.modules[name] = replace(scores, output=None)
+            self.modules[f"{attention}.{CONTEXT_MATMUL}"] = replace(context, inputs=(probabilities, context.inputs[1]))
+            fused.append(attention)
+        return fused
 
     def with_whole_weights(self) -> CompressionPlan:
         """The plan with no weight compact: what is published, since that is a matter of the run."""

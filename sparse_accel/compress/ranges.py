@@ -117,10 +117,12 @@ class Quantizer(nn.Module):
         self.context = context
         self.phase = Phase.OFF
         self.calibrating = False
-        self.register_buffer("min_val", torch.full(shape, torch.inf, dtype=torch.float32, device=device))
-        self.register_buffer("max_val", torch.full(shape, -torch.inf, dtype=torch.float32, device=device))
-        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
-        self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32, device=device))
+        low, high = (torch.inf, -torch.inf) if spec.fixed_range is None else spec.fixed_range
+        self.register_buffer("min_val", torch.full(shape, low, dtype=torch.float32, device=device))
+        self.register_buffer("max_val", torch.full(shape, high, dtype=torch.float32, device=device))
+        scale, zero_point = scale_and_zero_point(self.min_val, self.max_val, spec)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
 
     @property
     def is_idle(self) -> bool:
@@ -249,7 +251,8 @@ class ActivationQuantizer(Quantizer):
     @property
     def observes(self) -> bool:
         """Whether a forward lets the range see its tensor."""
-        return self.calibrating or (self.training and self.phase is Phase.OBSERVE)
+        wants = self.calibrating or (self.training and self.phase is Phase.OBSERVE)
+        return wants and self.spec.fixed_range is None
 
     @torch.no_grad()
     def see_pairs(self, x: Tensor, part: slice, extremes: RowExtremes) -> None:

@@ -123,6 +123,7 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     if options.recipe is None:
         for name in ("recipe_args", "one_shot", "distill_include_padding", "observe_padding"):
             _refuse(bool(getattr(options, name)), f"--{name}: needs --recipe")
+        _refuse(options.quantized_attention == "fused", "--quantized_attention fused: needs a --recipe that quantizes")
         _refuse(options.sparse_storage == "compact", "--sparse_storage compact: needs a --recipe that holds zeros")
         _refuse(
             options.distill_teacher not in (None, "disable"),

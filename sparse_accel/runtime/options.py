@@ -256,6 +256,14 @@ class TrainOptions:
     observe_padding: bool = _option(
         "Let padding take part in the activation ranges of quantization, as in SparseML.", GROUP_RECIPE, False
     )
+    quantized_attention: str = _option(
+        "How attention whose products the recipe quantizes is computed while training. products: scores and probabilities on"
+        " their grids too, as SparseML places them; fused: only the products' operands and the context, so that fused"
+        " attention can run; probabilities then have the fixed range 0 to 1, in evaluation and in what is exported.",
+        GROUP_RECIPE,
+        "products",
+        choices=("products", "fused"),
+    )
     one_shot: bool = _option(
         "Apply the recipe to the model as it is, without training. Needs --do_train.", GROUP_RECIPE, False
     )

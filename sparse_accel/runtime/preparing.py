@@ -167,6 +167,8 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
+    if options.quantized_attention == "fused" and not plan.fuse_attention():
+        notes.append("--quantized_attention fused has no effect: the recipe quantizes no attention products")
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
     plan = trained or plan
     positions, storage_notes = setup.choose_storage(options, model, plan, accelerator)
