@@ -21,7 +21,7 @@ train() { # NAME WORKLOAD [options]
 python benchmarks/gpu_basics.py --results "$out/gpu_basics.json"
 
 # 0. Every arm once, small: what fails, fails here.
-train tiny tiny-ci --rounds 2 --precision bf16 --arms dense,dense_compiled,mask,mask_compiled,kd_live,kd_cached,qat_observing,qat_frozen,recipe,b1,b2,b2_bf16
+train tiny tiny-ci --rounds 2 --precision bf16 --arms dense,dense_compiled,mask,mask_compiled,kd_live,kd_cached,qat_observing,qat_frozen,qat_fused,recipe,recipe_fused,b1,b2,b2_bf16
 
 # 3. Hugging Face's training and ours, from launch-bound batches to full ones.
 for size in 8 16 32 64; do

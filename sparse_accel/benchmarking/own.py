@@ -63,7 +63,8 @@ _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 @dataclass(frozen=True)
 class OwnArm:
     """How an arm is trained: parts of a recipe, a teacher ("live", "cached" or None), storage of masked weights, a batching where it
-    is not the run's, whether ranks exchange gradients, without which they train apart, and whether its layers are compiled."""
+    is not the run's, whether ranks exchange gradients, without which they train apart, whether its layers are compiled, and how
+    attention is computed while it is quantized."""
 
     what: str
     modifiers: str = ""
@@ -72,6 +73,7 @@ class OwnArm:
     batching: str | None = None
     exchanges: bool = True
     compiles: bool = False
+    attention: str = "products"
 
     @property
     def is_sparse(self) -> bool:
@@ -94,6 +96,7 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
     "qat_frozen": OwnArm("quantization-aware, ranges fixed", _QUANTIZE + _FROZEN),
     "dense_alone": OwnArm("plain fine-tuning, gradients not exchanged between processes", exchanges=False),
     "mask_alone": OwnArm("zeros held, gradients not exchanged between processes", _HOLD_ZEROS, exchanges=False),
+    "qat_fused": OwnArm("quantization-aware, ranges followed, attention fused", _QUANTIZE, attention="fused"),
     "sparse_kd": OwnArm(
         "zeros and cached teacher: the recipe before quantization begins", _HOLD_ZEROS + _DISTIL, "cached"
     ),
@@ -103,6 +106,12 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
         "cached",
     ),
     "recipe_frozen": OwnArm("the whole recipe, ranges fixed", _HOLD_ZEROS + _DISTIL + _QUANTIZE + _FROZEN, "cached"),
+    "recipe_fused": OwnArm(
+        "the whole recipe, ranges followed, attention fused",
+        _HOLD_ZEROS + _DISTIL + _QUANTIZE,
+        "cached",
+        attention="fused",
+    ),
     "recipe_live": OwnArm(
         "zeros, live teacher, quantization with ranges followed", _HOLD_ZEROS + _DISTIL + _QUANTIZE, "live"
     ),
@@ -241,6 +250,7 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
         max_grad_norm=max_grad_norm,
         teacher_cache=str(bench.scratch) if arm.teacher == "cached" else "off",
         compiles=arm.compiles,
+        quantized_attention=arm.attention,
     )
     if options.compile:
         require_compiler(accelerator.device)
@@ -256,6 +266,8 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     )
     collate, grouping, notes = setup.choose_batching(options, task, model, padded, accelerator)
     plan = setup.plan_compression(recipe, model)
+    if options.quantized_attention == "fused":
+        plan.fuse_attention()
     positions, storage_notes = setup.choose_storage(options, model, plan, accelerator)
     setup.choose_attention(model, plan, accelerator.device)
     census = Census.of(model)
@@ -299,6 +311,7 @@ def train_options(
     max_grad_norm: float = 1.0,
     teacher_cache: str = "off",
     compiles: bool = False,
+    quantized_attention: str = "products",
 ) -> TrainOptions:
     """The options of the command that an arm stands for; nothing that they name is read."""
     return TrainOptions(
@@ -315,6 +328,7 @@ def train_options(
         max_grad_norm=max_grad_norm,
         teacher_cache=teacher_cache,
         compile=compiles,
+        quantized_attention=quantized_attention,
         bf16=settings.precision == "bf16",
     )
 

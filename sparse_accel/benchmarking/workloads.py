@@ -45,7 +45,7 @@ _OURS = (
     "qat_observing",
     "qat_frozen",
 )
-_RECIPE = ("sparse_kd", "recipe", "recipe_frozen")
+_RECIPE = ("sparse_kd", "recipe", "recipe_frozen", "recipe_fused")
 _BASELINES = ("b1", "b2")
 _ON_GPU = (*_OURS, "dense_compiled", "mask_compiled", *_RECIPE, "b1", "b1_teacher", "b2", "b2_bf16", "b3")
 
