@@ -21,18 +21,18 @@ train() { # NAME WORKLOAD [options]
 python benchmarks/gpu_basics.py --results "$out/gpu_basics.json"
 
 # 0. Every arm once, small: what fails, fails here.
-train tiny tiny-ci --rounds 2 --precision bf16 --arms dense,dense_again,mask,kd_live,qat_observing,qat_frozen,b1,b2,b2_bf16
+train tiny tiny-ci --rounds 2 --precision bf16 --arms dense,dense_compiled,mask,mask_compiled,kd_live,kd_cached,qat_observing,qat_frozen,qat_fused,recipe,recipe_fused,b1,b2,b2_bf16
 
 # 3. Hugging Face's training and ours, from launch-bound batches to full ones.
 for size in 8 16 32 64; do
     train "squad_base_$size" squad-base --micro_batch_size "$size" --features 1024 \
-        --arms dense,dense_again,dense_padded,dense_grouped,b1
+        --arms dense,dense_again,dense_compiled,dense_padded,dense_grouped,b1
 done
 
 # 4 to 6. The headline: masks, teachers, quantization, the whole recipe, and what SparseML's way costs. Syncs by the profiler.
 train squad_base squad-base
 train squad_large squad-large --features 256
-train mnli_base mnli-base --arms dense,dense_again,mask,qat_observing,b1
+train mnli_base mnli-base --arms dense,dense_again,dense_compiled,mask,qat_observing,b1
 
 # The strongest simple baseline, compiled: last, since compiling takes minutes.
 train squad_base_b3 squad-base --arms dense,dense_again,b1,b3 --rounds 5

@@ -12,6 +12,8 @@ from sparse_accel.benchmarking.sparseml_style import build_b2
 
 _OWN_NUMERICS: Final = "padding takes no part in losses, softmax and ranges"
 
+_FUSED_NUMERICS: Final = "; attention's scores and probabilities are not quantized in training"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -27,7 +29,8 @@ class Arm:
 
 def _own(name: str) -> Arm:
     arm = OWN_ARMS[name]
-    return Arm(arm.what, lambda bench: build_own(arm, bench), arm.teacher == "live", _OWN_NUMERICS)
+    numerics = _OWN_NUMERICS + (_FUSED_NUMERICS if arm.attention == "fused" else "")
+    return Arm(arm.what, lambda bench: build_own(arm, bench), arm.teacher == "live", numerics, arm.compiles)
 
 
 _SPARSEML: Final = "SparseML's recipe: masks by hooks, live teacher, torch.ao FakeQuantize, padded"

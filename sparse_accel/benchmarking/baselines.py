@@ -29,8 +29,8 @@ _COMPILED_MULTIPLE: Final = 64
 class Trained(Protocol):
     """An arm in training. `load` is what the model computed with in the last watched turn."""
 
-    load: Load
-
+    @property
+    def load(self) -> Load: ...
     @property
     def steps(self) -> int: ...
     def turn(self) -> None: ...

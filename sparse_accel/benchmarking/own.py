@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,10 +20,11 @@ from sparse_accel.compress.census import Census
 from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.layers import CompressedEmbedding, CompressedLinear
 from sparse_accel.compress.plan import CompressionPlan, check_masks, install
-from sparse_accel.compress.ranges import quantizers
+from sparse_accel.compress.ranges import WeightQuantizer, quantizers
 from sparse_accel.packing import BOUNDS, is_packed
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import preparing, setup, training
+from sparse_accel.runtime.compiling import require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.teachers.replicated import replicated
@@ -62,7 +63,8 @@ _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 @dataclass(frozen=True)
 class OwnArm:
     """How an arm is trained: parts of a recipe, a teacher ("live", "cached" or None), storage of masked weights, a batching where it
-    is not the run's, and whether ranks exchange gradients, without which they train apart."""
+    is not the run's, whether ranks exchange gradients, without which they train apart, whether its layers are compiled, and how
+    attention is computed while it is quantized."""
 
     what: str
     modifiers: str = ""
@@ -70,6 +72,8 @@ class OwnArm:
     storage: str = "auto"
     batching: str | None = None
     exchanges: bool = True
+    compiles: bool = False
+    attention: str = "products"
 
     @property
     def is_sparse(self) -> bool:
@@ -82,7 +86,9 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
     "dense_again": OwnArm("the same once more: what differs is noise"),
     "dense_padded": OwnArm("plain fine-tuning, every batch padded to the longest length", batching="padded"),
     "dense_grouped": OwnArm("plain fine-tuning, batches of similar length", batching="grouped"),
+    "dense_compiled": OwnArm("plain fine-tuning, layers compiled", compiles=True),
     "mask": OwnArm("zeros held, kept weights alone stored", _HOLD_ZEROS),
+    "mask_compiled": OwnArm("zeros held, layers compiled", _HOLD_ZEROS, compiles=True),
     "mask_whole": OwnArm("zeros held, weights stored whole", _HOLD_ZEROS, storage="masked"),
     "kd_live": OwnArm("a teacher of the same size in every step", _DISTIL, teacher="live"),
     "kd_cached": OwnArm("the same teacher, asked once before", _DISTIL, teacher="cached"),
@@ -90,6 +96,7 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
     "qat_frozen": OwnArm("quantization-aware, ranges fixed", _QUANTIZE + _FROZEN),
     "dense_alone": OwnArm("plain fine-tuning, gradients not exchanged between processes", exchanges=False),
     "mask_alone": OwnArm("zeros held, gradients not exchanged between processes", _HOLD_ZEROS, exchanges=False),
+    "qat_fused": OwnArm("quantization-aware, ranges followed, attention fused", _QUANTIZE, attention="fused"),
     "sparse_kd": OwnArm(
         "zeros and cached teacher: the recipe before quantization begins", _HOLD_ZEROS + _DISTIL, "cached"
     ),
@@ -99,6 +106,12 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
         "cached",
     ),
     "recipe_frozen": OwnArm("the whole recipe, ranges fixed", _HOLD_ZEROS + _DISTIL + _QUANTIZE + _FROZEN, "cached"),
+    "recipe_fused": OwnArm(
+        "the whole recipe, ranges followed, attention fused",
+        _HOLD_ZEROS + _DISTIL + _QUANTIZE,
+        "cached",
+        attention="fused",
+    ),
     "recipe_live": OwnArm(
         "zeros, live teacher, quantization with ranges followed", _HOLD_ZEROS + _DISTIL + _QUANTIZE, "live"
     ),
@@ -108,7 +121,7 @@ OWN_ARMS: Final[Mapping[str, OwnArm]] = {
 @dataclass(frozen=True)
 class Bench:
     """What all arms of a run share: the settings, the features, the launch, a teacher's model, the stopwatch, and a folder for
-    what is cached, which goes when nobody refers to it."""
+    what is cached."""
 
     settings: Settings
     features: Features
@@ -116,7 +129,7 @@ class Bench:
     backend: Any
     stopwatch: Stopwatch
     teacher_model: Any
-    scratch: tempfile.TemporaryDirectory[str]
+    scratch: Path
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +146,12 @@ class OwnTraining:
         self.state = state
         self.stopwatch = stopwatch
         self.exchanges = exchanges
-        self.load = NO_LOAD
+        self.seen: list[Tensor | tuple[int, int]] = []
+
+    @property
+    def load(self) -> Load:
+        """What the model computed with in the last watched turn; waits for the device."""
+        return sum(map(load_of, self.seen), NO_LOAD)
 
     @property
     def steps(self) -> int:
@@ -164,9 +182,9 @@ class OwnTraining:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within, the parts of a step open phases of the stopwatch, and `load` counts what the model is given."""
+        """Within, the parts of a step open phases of the stopwatch, and what the model is given is kept for `load`."""
         session, stopwatch = self.session, self.stopwatch
-        self.load = NO_LOAD
+        self.seen = []
 
         def during(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
             def called(*args: Any, **kwargs: Any) -> Any:
@@ -182,8 +200,7 @@ class OwnTraining:
                     micro_batches = next(source, None)
                 if micro_batches is None:
                     return
-                for micro_batch in micro_batches:
-                    self.load = self.load + load_of(micro_batch.inputs)
+                self.seen += [layout(micro_batch.inputs) for micro_batch in micro_batches]
                 yield micro_batches
 
         loader, teacher = session.loader, session.teacher
@@ -204,9 +221,12 @@ class OwnTraining:
                 replace(training, name, during(getattr(training, name), "quant"))
             for quantizer in quantizers(session.module).values():
                 replace(quantizer, "forward", during(quantizer.forward, "quant"))
-            for owner in (CompressedLinear, CompressedEmbedding):
-                replace(owner, "masked_weight", during(owner.masked_weight, "mask"))
-            replace(CompactLinear, "_effective_weight", during(CompactLinear._effective_weight, "mask"))
+            replace(WeightQuantizer, "observe", during(WeightQuantizer.observe, "quant"))
+            replace(WeightQuantizer, "rounded", during(WeightQuantizer.rounded, "quant"))
+            holds = "mask" if any(compression.mask for compression in session.plan.modules.values()) else "quant"
+            for owner in (CompressedLinear, CompressedEmbedding, CompactLinear):
+                for name in ("made_weight", "stored_gradient"):
+                    replace(owner, name, during(getattr(owner, name), holds))
             yield
 
 
@@ -228,8 +248,12 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
         batching=batching,
         storage=arm.storage,
         max_grad_norm=max_grad_norm,
-        teacher_cache=bench.scratch.name if arm.teacher == "cached" else "off",
+        teacher_cache=str(bench.scratch) if arm.teacher == "cached" else "off",
+        compiles=arm.compiles,
+        quantized_attention=arm.attention,
     )
+    if options.compile:
+        require_compiler(accelerator.device)
     recipe = Recipe.load(_HEAD + arm.modifiers) if arm.modifiers else Recipe.empty()
     sparsity = workload.sparsity if arm.is_sparse else 0.0
     model = random_model(workload.shape, settings.seed, sparsity=sparsity, dropout=dropout)
@@ -242,6 +266,8 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     )
     collate, grouping, notes = setup.choose_batching(options, task, model, padded, accelerator)
     plan = setup.plan_compression(recipe, model)
+    if options.quantized_attention == "fused":
+        plan.fuse_attention()
     positions, storage_notes = setup.choose_storage(options, model, plan, accelerator)
     setup.choose_attention(model, plan, accelerator.device)
     census = Census.of(model)
@@ -284,6 +310,8 @@ def train_options(
     storage: str = "auto",
     max_grad_norm: float = 1.0,
     teacher_cache: str = "off",
+    compiles: bool = False,
+    quantized_attention: str = "products",
 ) -> TrainOptions:
     """The options of the command that an arm stands for; nothing that they name is read."""
     return TrainOptions(
@@ -299,6 +327,8 @@ def train_options(
         sparse_storage=storage,
         max_grad_norm=max_grad_norm,
         teacher_cache=teacher_cache,
+        compile=compiles,
+        quantized_attention=quantized_attention,
         bf16=settings.precision == "bf16",
     )
 
@@ -308,11 +338,19 @@ def quantized_plan(model: Any) -> CompressionPlan:
     return setup.plan_compression(Recipe.load(_HEAD + _QUANTIZE), model)
 
 
-def load_of(inputs: Mapping[str, Tensor]) -> Load:
-    """What a model computes with of a batch: a packed one's tokens and their sequences, a padded one's places."""
+def layout(inputs: Mapping[str, Tensor]) -> Tensor | tuple[int, int]:
+    """How a batch is laid out: a packed one's bounds, a padded one's rows and their length."""
     if is_packed(inputs):
-        return Load.of(np.diff(inputs[BOUNDS].cpu().numpy()))
+        return inputs[BOUNDS]
     count, length = inputs["input_ids"].shape
+    return count, length
+
+
+def load_of(seen: Tensor | tuple[int, int]) -> Load:
+    """What a model computes with of a batch of this layout: a packed one's tokens and sequences, a padded one's places."""
+    if isinstance(seen, Tensor):
+        return Load.of(np.diff(seen.cpu().numpy()))
+    count, length = seen
     return Load(count * length, count * length * length)
 
 

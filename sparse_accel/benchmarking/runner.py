@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -22,6 +25,7 @@ from sparse_accel.benchmarking.turns import Progress, clock_of, take_turns
 from sparse_accel.benchmarking.workloads import Settings
 from sparse_accel.errors import OptionError, suggestion
 from sparse_accel.runtime import setup
+from sparse_accel.runtime.allocation import keep_freed_memory
 
 FORMAT: Final = 1
 # Turns before those that count: of the first, quantizers take their ranges; on a GPU, compiled and captured steps settle.
@@ -41,7 +45,8 @@ def run_benchmark(settings: Settings, command: str, progress: Progress | None = 
 
         document = measure_processes(settings, progress)
     else:
-        document = measure(open_bench(settings), progress)
+        with open_bench(settings) as bench:
+            document = measure(bench, progress)
     workload = settings.workload
     size = shape_size(workload.shape)
     _say(progress, "measuring a matrix product and the collators")
@@ -121,29 +126,33 @@ def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
 def check_parity(settings: Settings) -> list[Gate]:
     """The gates, in this process and in fp32 whatever the run's precision. Raises InvariantError for one that does not
     hold."""
-    bench = open_bench(replace(settings, precision="fp32"))
-    gates = parity_gates(bench)
+    with open_bench(replace(settings, precision="fp32")) as bench:
+        gates = parity_gates(bench)
     require(gates)
     # accelerate keeps the precision for the whole process, unless it forgets everything.
     type(bench.accelerator.state)._reset_state(reset_partial_state=True)
     return gates
 
 
-def open_bench(settings: Settings) -> Bench:
-    """The launch, the features of all its processes and the teacher's model."""
+@contextmanager
+def open_bench(settings: Settings) -> Iterator[Bench]:
+    """The launch, the features of all its processes and the teacher's model; the folder of what is cached goes at the end."""
     workload = settings.workload
     accelerator, backend = setup.start_accelerator(train_options(settings))
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # as the program does; the other arms gain by it too
     count = workload.features * accelerator.num_processes
     lengths = spread_lengths(workload.lengths, count, longest=workload.max_length)
-    return Bench(
-        settings,
-        random_features(lengths, vocabulary_of(workload.shape), settings.seed),
-        accelerator,
-        backend,
-        Stopwatch(accelerator.device),
-        random_model(workload.shape, settings.seed + 1).eval(),
-        tempfile.TemporaryDirectory(prefix="sparse_accel-"),
-    )
+    with tempfile.TemporaryDirectory(prefix="sparse_accel-") as scratch:
+        yield Bench(
+            settings,
+            random_features(lengths, vocabulary_of(workload.shape), settings.seed),
+            accelerator,
+            backend,
+            Stopwatch(accelerator.device),
+            random_model(workload.shape, settings.seed + 1).eval(),
+            Path(scratch),
+        )
 
 
 def warm_up_turns(

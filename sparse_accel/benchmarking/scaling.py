@@ -27,10 +27,12 @@ from sparse_accel.errors import LaunchError, OptionError
 
 def measure_processes(settings: Settings, progress: Progress | None) -> dict[str, Any]:
     """What N processes measure, with `alone`: the same in one process, started the same way. Raises LaunchError where
-    they fail."""
-    others = [name for name in settings.arms if name not in OWN_ARMS]
+    they fail, OptionError for arms that are measured in one process only."""
+    others = [name for name in settings.arms if name not in OWN_ARMS or OWN_ARMS[name].teacher == "cached"]
     if others:
-        raise OptionError(f"--arms: in several processes only our own arms are measured, not {', '.join(others)}")
+        raise OptionError(
+            f"--arms: in several processes our own arms are measured, those without a cached teacher, not {', '.join(others)}"
+        )
     count = settings.workload.processes
     if progress is not None:
         progress("one process", 0, 2)
@@ -85,12 +87,12 @@ def main(file: Path) -> None:
     workload = Workload(**{**told["workload"], "arms": tuple(told["workload"]["arms"])})
     settings = Settings(**{**told, "workload": workload, "arms": tuple(told["arms"])})
     torch.set_num_threads(settings.threads)
-    bench = open_bench(settings)
-    document = measure(bench)
-    document["wire"] = count_exchanges(bench)
-    if bench.accelerator.is_main_process:
-        Path(given["out"]).write_text(json.dumps(document), "utf-8")
-    bench.accelerator.end_training()
+    with open_bench(settings) as bench:
+        document = measure(bench)
+        document["wire"] = count_exchanges(bench)
+        if bench.accelerator.is_main_process:
+            Path(given["out"]).write_text(json.dumps(document), "utf-8")
+        bench.accelerator.end_training()
 
 
 if __name__ == "__main__":

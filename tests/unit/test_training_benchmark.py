@@ -38,7 +38,8 @@ def bench() -> Iterator[Bench]:
     """One step of 8 features in two micro-batches on the tiny model."""
     threads = torch.get_num_threads()
     workload = replace(WORKLOADS["tiny-ci"], features=8)
-    yield open_bench(Settings(workload, ("dense",), 1, "fp32", "packed", threads))
+    with open_bench(Settings(workload, ("dense",), 1, "fp32", "packed", threads)) as opened:
+        yield opened
     AcceleratorState._reset_state(True)
 
 
@@ -228,7 +229,7 @@ def test_sparseml_style_quantizes_what_the_recipe_does(bench: Bench) -> None:
 
 
 def test_an_arm_of_ours_is_watched_without_a_trace(bench: Bench) -> None:
-    training = build_own(OWN_ARMS["recipe_live"], bench)
+    training = build_own(OWN_ARMS["recipe"], bench)
     session = training.session
     seen = [dict(vars(session)), dict(vars(session.optimizer)), dict(vars(session.accelerator))]
     training.turn()
@@ -253,8 +254,9 @@ def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(text)
     counts = {arm: told["counts"] for arm, told in found["arms"].items()}
     assert list(counts) == ["dense", "recipe", "mask", "b2"]
-    assert [counts[arm]["syncs"] for arm in ("dense", "mask", "recipe")] == [0, 0, 0]
-    assert counts["b2"]["syncs"] > 300 and counts["b2"]["launches"] > counts["recipe"]["launches"]
+    assert [counts[arm]["syncs"] for arm in ("dense", "mask")] == [0, 0]
+    assert counts["b2"]["syncs"] > 300
+    assert counts["dense"]["launches"] < counts["mask"]["launches"] < counts["recipe"]["launches"]
     assert found["arms"]["mask"]["violations"] == 0
     assert found["arms"]["mask"]["state_bytes"] < found["arms"]["dense"]["state_bytes"] / 2
     assert all(gate["found"] <= gate["allowed"] for gate in found["gates"])
