@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sparse_accel.benchmarking.models import NO_LOAD, Load, encoder_matrices, random_model
+from sparse_accel.benchmarking.models import NO_LOAD, Load, encoder_matrices, random_model, random_teacher
 from sparse_accel.benchmarking.own import Bench
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.compress.masks import nonzero_mask
@@ -251,7 +251,7 @@ def _accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None,
 
 def _plain_teacher(bench: Bench) -> Callable[[dict[str, Tensor]], Any]:
     """A teacher that is run on every batch, in the run's precision."""
-    teacher = random_model(bench.settings.workload.shape, bench.settings.seed + 1).to(bench.device).eval()
+    teacher = random_teacher(bench.settings.workload.shape, bench.settings.seed + 1).to(bench.device)
     teacher.set_attn_implementation("sdpa")
     kind, is_bf16 = bench.device.type, bench.settings.precision == "bf16"
 

@@ -62,6 +62,9 @@ class Load:
         return Load(self.tokens + other.tokens, self.squares + other.squares)
 
 
+# By how much a teacher's logits are larger than those of a new head.
+_CERTAINTY: Final = 25.0
+
 NO_LOAD: Final = Load(0, 0)
 
 
@@ -99,6 +102,15 @@ def random_model(shape: str, seed: int, *, sparsity: float = 0.0, dropout: float
         for weight in encoder_matrices(model).values():
             weight[~magnitude_mask(weight, sparsity)] = 0.0
     return model.train()
+
+
+def random_teacher(shape: str, seed: int) -> Any:
+    """A model like `random_model`'s in evaluation mode, sure of its answers: of one that is not, and a student that is not
+    either, the divergence would be little more than rounding."""
+    model = random_model(shape, seed)
+    with torch.no_grad():
+        model.qa_outputs.weight.mul_(_CERTAINTY)
+    return model.eval()
 
 
 def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sparse_accel.benchmarking.models import NO_LOAD, Load, random_model
+from sparse_accel.benchmarking.models import NO_LOAD, Load, random_model, random_teacher
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.workloads import Settings
 from sparse_accel.compress.census import Census
@@ -298,7 +298,7 @@ def live_teacher(bench: Bench, student: Any, task: Any) -> Teacher:
 
 def own_teacher(bench: Bench, student: Any, task: Any) -> LoadedTeacher:
     """The run's teacher once more, for a cache that lets it go when it was asked."""
-    model = random_model(bench.settings.workload.shape, bench.settings.seed + 1).eval()
+    model = random_teacher(bench.settings.workload.shape, bench.settings.seed + 1)
     setup.let_teacher_pack(model, student, task.output_keys)
     return LoadedTeacher(model, setup.accepted_inputs(model) - frozenset(task.label_keys), "the teacher")
 

@@ -17,7 +17,7 @@ from sparse_accel.benchmarking.baselines import Trained
 from sparse_accel.benchmarking.counting import count_launches, count_operations
 from sparse_accel.benchmarking.inputs import measure_collating
 from sparse_accel.benchmarking.lengths import random_features, spread_lengths
-from sparse_accel.benchmarking.models import Load, random_model, shape_size
+from sparse_accel.benchmarking.models import Load, random_teacher, shape_size
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, train_options
 from sparse_accel.benchmarking.parity import Gate, parity_gates, require, vocabulary_of
 from sparse_accel.benchmarking.stopwatch import Stopwatch
@@ -150,7 +150,7 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
             accelerator,
             backend,
             Stopwatch(accelerator.device),
-            random_model(workload.shape, settings.seed + 1).eval(),
+            random_teacher(workload.shape, settings.seed + 1),
             Path(scratch),
         )
 

@@ -25,7 +25,7 @@ from sparse_accel.benchmarking.baselines import (
     pruned_masks,
     shuffled,
 )
-from sparse_accel.benchmarking.models import random_model
+from sparse_accel.benchmarking.models import random_model, random_teacher
 from sparse_accel.benchmarking.own import Bench, quantized_plan
 from sparse_accel.compress.attention import CONTEXT_MATMUL, SCORES_MATMUL
 from sparse_accel.compress.fakequant import QuantSpec
@@ -42,7 +42,7 @@ def build_b2(bench: Bench, *, autocast: bool = False) -> Loop:
     masks = {name: mask.to(device) for name, mask in pruned_masks(model).items()}
     hook_masks(model, masks, bench)
     quantize(model, bench)
-    teacher: Any = random_model(workload.shape, settings.seed + 1).to(device).eval().requires_grad_(False)
+    teacher = random_teacher(workload.shape, settings.seed + 1).to(device).requires_grad_(False)
     teacher.set_attn_implementation("sdpa")
     optimizer = hugging_face_optimizer(model)
 

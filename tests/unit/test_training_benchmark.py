@@ -21,6 +21,7 @@ from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, rando
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
 from sparse_accel.benchmarking.report import demands_table
 from sparse_accel.benchmarking.runner import open_bench
+from sparse_accel.benchmarking.scaling import measure_processes
 from sparse_accel.benchmarking.sparseml_style import build_b2
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.turns import take_turns
@@ -264,6 +265,19 @@ def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "out" / "step_breakdown.png").stat().st_size > 10_000
     page = (tmp_path / "out" / "results.md").read_text("utf-8")
     assert "| mask |" in page and "time / dense" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_two_processes_exchange_what_is_trained_and_no_more() -> None:
+    tiny = replace(find_workload("scale-2"), shape="tiny", max_length=64, features=8)
+    found = measure_processes(Settings(tiny, tiny.arms, 1, "fp32", "packed", 1), None)
+    parameters = sum(parameter.numel() for parameter in random_model("tiny", 0).parameters())
+    sent = {arm: told["bytes_a_step"].get("all_reduce", 0) for arm, told in found["wire"].items()}
+    assert sent["dense"] == 4 * parameters
+    assert sent["mask"] < 0.5 * sent["dense"]
+    assert sent["dense_alone"] == sent["mask_alone"] == 0
+    assert found["turn"]["features"] == 2 * found["alone"]["turn"]["features"] == 16
 
 
 def test_a_gate_that_does_not_hold_yields_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
