@@ -89,13 +89,17 @@ def test_from_the_command_line(
                 *("eval-qa", "--arms", "answers", "--precision", "bf16", "--features", "8", "--micro_batch_size", "8"),
                 *("--micro_batches", "1", "--batching", "packed", "--threads", "1"),
             ],
-            "--arms, --precision, --features, --micro_batch_size, --micro_batches, --batching, --threads: nothing that "
-            "workload eval-qa knows: it trains no model",
+            "--arms, --precision, --features, --micro_batch_size, --micro_batches, --batching, --threads mean "
+            "nothing to workload eval-qa, which trains no model",
         ),
         (["eval-qa", "--rounds", "0"], "--rounds: 1 or more, got 0"),
         (["eval-qa", "--questions", "0"], "--questions: 1 or more, got 0"),
+        (["tiny-ci", "--data", "."], "--data means nothing to workload tiny-ci"),
         (["eval_qa"], "no such workload; did you mean 'eval-qa'"),
-        (["tiny-ci", "--questions", "8", "--data", "."], "--questions, --data: nothing that workload tiny-ci knows"),
+        (
+            ["tiny-ci", "--questions", "8", "--data", "."],
+            "--questions, --data mean nothing to workload tiny-ci, only to eval-qa",
+        ),
     ],
 )
 def test_options_that_mean_nothing_are_refused_by_name(words: list[str], message: str) -> None:
@@ -112,7 +116,7 @@ def test_data_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 def test_the_list_names_it_among_those_that_run() -> None:
-    assert "answers" in listed()["eval-qa"]
+    assert "windows and answers" in listed()["eval-qa"]
     assert "eval-qa" not in NOT_YET
 
 

@@ -36,8 +36,8 @@ Work = Callable[[], Any]
 WHAT: Final[Mapping[str, str]] = {
     "answers, HF, Dataset": "answers and candidates from logits by Hugging Face's example, which reads tables on disk",
     "answers, HF, list": "the same over rows in memory",
-    "answers": "our answers",
-    "answers and candidates": "our answers with the candidates of each question",
+    "answers": "our answers; candidates are made when they are read",
+    "answers and candidates": "our answers, and the candidates of each question",
     "windows, HF": "tokenized windows by Hugging Face's example, with datasets.map",
     "windows": "our windows, written to a file",
     "windows by 2, HF": "windows, HF, by two processes",

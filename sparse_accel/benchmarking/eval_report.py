@@ -46,15 +46,14 @@ def _times(value: float) -> str:
 def notes(document: Document) -> list[str]:
     """Sentences that belong beside the table."""
     machine, versions, parity = document["machine"], document["versions"], document["parity"]
-    baselines = {told["compared_with"] for told in document["arms"].values()}
+    groups = "; ".join(dict.fromkeys(told["compared_with"] for told in document["arms"].values()))
     return [
         f"{machine['processor']}, one thread; load average {machine['busy_cores_before']} before and "
         f"{machine['busy_cores_after']} after; datasets {versions['datasets']}, transformers {versions['transformers']}",
         f"{document['questions']:,} questions, {document['data']}; {document['windows']:,} windows of up to "
         f"{document['max_length']} tokens, stride {document['stride']}; {document['tokenizer']}; logits are random with a peak",
-        f"{document['rounds']} rounds in turns; processor time, that of worker processes included; times as fast as the arm "
-        f"of the same group that has 1: {', '.join(arm for arm in document['arms'] if arm in baselines)}; median "
-        "(lowest-highest)",
+        f"{document['rounds']} rounds in turns; processor time, that of worker processes included; times as fast, median "
+        f"(lowest-highest), is over the arm that has 1 in the same group: {groups}",
         *(f"{arm}: {told['what']}" for arm, told in document["arms"].items()),
         "HF: what run_qa.py and utils_qa.py of Hugging Face's examples do, written anew",
         f"before anything was timed, both ways gave the same {parity['windows']:,} windows and, for SQuAD 1.1 and 2.0, the same "

@@ -116,7 +116,7 @@ _SCALE = Workload(
 
 # What is measured without training a model: benchmarking.eval_qa.
 EVALUATION: Final = "eval-qa"
-_EVALUATION_PURPOSE: Final = "no training: windows, answers and scores of question answering, against Hugging Face's"
+_EVALUATION_PURPOSE: Final = "no training: windows and answers of question answering against Hugging Face's, and scores"
 
 # Workloads that the design of the benchmark names and that cannot run, and why.
 NOT_YET: Final[Mapping[str, str]] = {

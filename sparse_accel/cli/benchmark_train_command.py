@@ -125,9 +125,9 @@ def train_command(
     }
     of_evaluation = {"questions": questions, "data": data}
     if workload == EVALUATION:
-        check_meaning(workload, of_training, "it trains no model")
+        check_meaning(workload, of_training, "which trains no model")
         return measure_evaluation(rounds, questions, data, output_dir, overwrite)
-    check_meaning(workload, of_evaluation, f"for {EVALUATION} alone")
+    check_meaning(workload, of_evaluation, f"only to {EVALUATION}")
     settings = read_settings(
         workload,
         arms=arms,
@@ -160,10 +160,11 @@ def train_command(
 
 
 def check_meaning(workload: str, options: Mapping[str, object], why: str) -> None:
-    """Raise OptionError where one of `options`, by their names, was given: they mean nothing to the workload."""
+    """Raise OptionError where one of `options`, by their names, was given; `why` they mean nothing to the workload."""
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
-        raise OptionError(f"{', '.join(given)}: nothing that workload {workload} knows: {why}")
+        verb = "means" if len(given) == 1 else "mean"
+        raise OptionError(f"{', '.join(given)} {verb} nothing to workload {workload}, {why}")
 
 
 def measure_evaluation(
