@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from sparse_accel.zoo.stubs import Stub
+from sparse_accel.zoo.stubs import TASK_OF_SUB_DOMAIN, Stub
 
 _BERT: Final = "obert-base/pytorch/huggingface"
 _UPSTREAM: Final = f"nlp/masked_language_modeling/{_BERT}/wikipedia_bookcorpus"
@@ -65,13 +65,6 @@ KNOWN_STUBS: Final = tuple(
     )
 )
 
-_TASK_WORDS: Final = {
-    "question_answering": "question_answering",
-    "text_classification": "text_classification",
-    "sentiment_analysis": "text_classification",
-    "token_classification": "token_classification",
-    "masked_language_modeling": "masked_language_modeling",
-}
 # Types of a recipe that say no more than the stub of a task does.
 _PLAIN_TYPES: Final = (None, "original", "transfer", "transfer_learn", "transfer_learning")
 _UPSTREAM_TASK: Final = "masked_language_modeling"
@@ -79,7 +72,9 @@ _UPSTREAM_TASK: Final = "masked_language_modeling"
 
 def recipe_types(stub: Stub) -> tuple[str, ...]:
     """The types of a shipped recipe that one may ask a stub for."""
-    transfers = tuple(f"transfer-{task}" for task in dict.fromkeys(_TASK_WORDS.values()) if task != _UPSTREAM_TASK)
+    transfers = tuple(
+        f"transfer-{task}" for task in dict.fromkeys(TASK_OF_SUB_DOMAIN.values()) if task != _UPSTREAM_TASK
+    )
     if stub.task == _UPSTREAM_TASK:
         return ("original", *transfers)
     return () if stub.task is None else ("original", "transfer", f"transfer-{stub.task}")
@@ -92,7 +87,7 @@ def recipe_name(stub: Stub) -> str | None:
     if kind is None or stub.task is None:
         return None
     asked = stub.recipe_type
-    transfer_to = None if asked is None or "-" not in asked else _TASK_WORDS.get(asked.partition("-")[2])
+    transfer_to = None if asked is None or "-" not in asked else TASK_OF_SUB_DOMAIN.get(asked.partition("-")[2])
     if asked is not None and asked.startswith("transfer-"):
         fits = transfer_to is not None and transfer_to != _UPSTREAM_TASK and stub.task in (transfer_to, _UPSTREAM_TASK)
         return f"{transfer_to}/{kind}" if fits else None

@@ -218,7 +218,9 @@ def _cannot_be_had(text: str, stub: Stub, kind: Kind, zoo: Zoo) -> str:
         "tried: " + "; ".join(_tried(stub, kind, zoo)),
         "pass instead: " + _instead(stub, kind),
     ]
-    close = [name for name in nearest(stub.name, _names(zoo, kind)) if name != stub.name]
+    # Another task's model would be no help, however alike the names are.
+    names = [name for name in _names(zoo, kind) if stub.task in (None, parse_stub(name).task)]
+    close = [name for name in nearest(stub.name, names) if name != stub.name]
     if close:
         sentences.append(f"closest stub that can be had: {PREFIX}{close[0]}")
     return ".\n  ".join(sentences)

@@ -26,7 +26,7 @@ _RECIPE_KEYS: Final = ("recipe_type", "recipe")
 _FILE_KEYS: Final = ("checkpoint", "deployment")
 
 # Sub-domains of the long form -> the task whose recipes they take.
-_TASK_OF_SUB_DOMAIN: Final = {
+TASK_OF_SUB_DOMAIN: Final = {
     "question_answering": "question_answering",
     "text_classification": "text_classification",
     "sentiment_analysis": "text_classification",
@@ -83,7 +83,7 @@ def parse_stub(text: str) -> Stub:
     recipe_type = next(iter(kinds), None)
     if "/" in name:
         parts = dict(zip(_PARTS, name.split("/"), strict=True))
-        task = _TASK_OF_SUB_DOMAIN.get(parts["sub_domain"])
+        task = TASK_OF_SUB_DOMAIN.get(parts["sub_domain"])
         return Stub(name, task, parts["dataset"], parts["tag"], recipe_type, MappingProxyType(query))
     words = name.split("-")
     dataset = next((word for word in words[1:-1] if _task_of_dataset(word) is not None), words[-2])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sparse_accel
 from sparse_accel.cli import main
 from sparse_accel.errors import ModelError, OptionError, RecipeError, ZooError
 from sparse_accel.recipe import shipped
@@ -192,6 +195,7 @@ def test_a_model_that_cannot_be_had_says_what_was_tried_and_what_to_pass() -> No
 
 def test_the_closest_stub_that_can_be_had_is_named() -> None:
     assert f"closest stub that can be had: {TEACHER}" in error_of(TEACHER.replace("squad", "squad_v2"))
+    assert "closest" not in error_of(WORDS)  # nothing of its task is known
     said = error_of(TEACHER.replace("base-none", "bose-none"), "recipe")
     assert "none is of this kind" in said and f"closest stub that can be had: {TEACHER}" in said
 
@@ -397,6 +401,12 @@ def test_a_recipe_is_read_by_its_stub() -> None:
         read(WORDS)
 
 
+def test_a_model_is_opened_by_its_stub(tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = catalogue(tmp_path / "zoo.yaml", f"{TEACHER}:\n  model: {tiny_student}\n")
+    monkeypatch.setenv("SPARSE_ACCEL_ZOO", str(file))
+    assert sparse_accel.load(TEACHER).config.name_or_path == str(tiny_student)
+
+
 # ---- commands
 
 
@@ -489,6 +499,30 @@ def test_a_downloaded_model_is_a_folder_for_commands_that_read_files(
     assert local_copy("me/mine", "FOLDER") == stored / "snapshots" / commit
     with pytest.raises(ModelError, match="FOLDER: me/other cannot be downloaded from the hub"):
         local_copy("me/other", "FOLDER")
+
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "from-sparseml.md").read_text("utf-8")
+
+
+def test_the_documentations_commands_run_and_its_catalogue_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    a_model(tmp_path / "MODEL_DIR")
+    (tmp_path / "recipe.yaml").touch()
+    for command in [line for block in _fenced("bash") for line in block.splitlines()]:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert "question_answering/dense" in capsys.readouterr().out
+    (shown,) = _fenced("yaml")
+    zoo = a_zoo(catalogue(tmp_path / "shown.yaml", shown), SPARSE_ACCEL_ZOO="zoo.yaml")
+    assert resolve(STUDENT, "model", zoo).value == str(tmp_path / "MODEL_DIR")
+    typed = "zoo:bert-base-wikipedia_bookcorpus-pruned80?recipe_type=transfer-question_answering"
+    assert resolve(typed, "recipe", zoo).value == "question_answering/pruned_quant"
+
+
+def _fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
 def test_the_shipped_recipes_are_those_that_stubs_are_looked_up_in() -> None:
