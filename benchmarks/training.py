@@ -4,8 +4,8 @@
     python benchmarks/training.py --runs mini_cpu_fp32
     python benchmarks/training.py --table        # the tables and the plot anew, from the results that there are
 
-Writes benchmarks/results/training_*.json, the tables of docs/performance.md and docs/training_breakdown.png. Every file of that
-name counts, so that one from another machine (see benchmarks/on_gpu.sh) is put into the tables by --table.
+Writes benchmarks/results/training_*.json, the tables of docs/performance.md and README.md, and docs/training_breakdown.png.
+Every file of that name counts, so that one from another machine (see benchmarks/on_gpu.sh) is put into the tables by --table.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = RESULTS / "eval_qa.json"
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 PLOT = ROOT / "docs" / "training_breakdown.png"
 BLOCKS = {
     name: re.compile(rf"(?<=<!-- {name}: python benchmarks/training.py -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
@@ -63,11 +64,12 @@ def main() -> None:
     for name in names:
         run(name, [*RUNS[name], *further])
     found = documents()
-    text = PAGE.read_text("utf-8")
-    for name, block in BLOCKS.items():
-        made = table(name, found)
-        text = block.sub(lambda _, made=made: made, text)
-    PAGE.write_text(text, "utf-8")
+    for page, names in ((PAGE, ("bars", "runs")), (README, ("bars",))):
+        text = page.read_text("utf-8")
+        for name in names:
+            made = table(name, found)
+            text = BLOCKS[name].sub(lambda _, made=made: made, text)
+        page.write_text(text, "utf-8")
     if can_plot() and found:
         plot(next(iter(found.values())), PLOT)
 

@@ -6,6 +6,7 @@ SparseAccelError            bad input: one message, exit code 2
 │   └── TargetError         a target that matches no parameter or module
 ├── DataError               a data file or one of its rows
 ├── ModelError              a model, teacher or tokenizer folder
+├── ZooError                a `zoo:` stub, or a catalogue that says what one stands for
 ├── LaunchError             the launch is not what was asked for
 ├── OutputError             the output folder or the disk
 └── InvariantError          training broke a promise (a revived zero, a non-finite loss); exit code 3
@@ -55,6 +56,10 @@ class DataError(SparseAccelError):
 
 class ModelError(SparseAccelError):
     """A model, teacher or tokenizer that is missing or does not fit."""
+
+
+class ZooError(SparseAccelError):
+    """A `zoo:` stub that is malformed or stands for nothing, or a catalogue of stubs that is wrong."""
 
 
 class LaunchError(SparseAccelError):

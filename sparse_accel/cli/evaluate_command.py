@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparse_accel.cli.stubs import ZooOption, model_folders
 from sparse_accel.errors import OptionError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def evaluate_command(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Deployment or model folder; several are shown side by side, with the difference to the first.",
+            help="Deployment or model folder, or a zoo: stub; several are shown side by side, with the difference to the first.",
             metavar="FOLDER...",
         ),
     ],
@@ -100,6 +101,7 @@ def evaluate_command(
     on_bad_rows: Annotated[
         str, typer.Option("--on_bad_rows", help="What a bad row of the data does.", metavar="error|skip")
     ] = "error",
+    zoo: ZooOption = None,
     cache_dir: Annotated[
         str | None, typer.Option("--cache_dir", help="Folder for tokenized features and data sets.", show_default=False)
     ] = None,
@@ -118,6 +120,8 @@ def evaluate_command(
     engines = _engines(engine or [], folders)
     if not validation_file and not dataset_name:
         raise OptionError("evaluate: on what? pass --validation_file FILE, or --dataset_name NAME")
+    names = _column_names(folders, engines)
+    folders = model_folders(folders, "FOLDER", zoo)
     from rich.console import Console
 
     from sparse_accel.serving.scoring import ScoreOptions, check_output_dir, open_to_score, score, write_score
@@ -138,7 +142,6 @@ def evaluate_command(
         cache_dir=cache_dir,
         overwrite_cache=overwrite_cache,
     )
-    names = _column_names(folders, engines)
     places: list[Path | None] = [None] * len(folders)
     if output_dir is not None:
         places = [output_dir / name if len(folders) > 1 else output_dir for name in names]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import OptionError
 from sparse_accel.onnx_export.options import ExportOptions
 
@@ -77,7 +78,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export_command(
-    model_dir: Annotated[Path, typer.Argument(help="Folder of a trained model.", metavar="MODEL_DIR")],
+    model_dir: Annotated[Path, typer.Argument(help="Folder of a trained model, or a zoo: stub.", metavar="MODEL_DIR")],
     task: _Task = None,
     sequence_length: _Length = None,
     opset: _Opset = 21,
@@ -92,6 +93,7 @@ def export_command(
     num_check_features: _NumFeatures = 32,
     num_export_samples: _NumSamples = 0,
     overwrite: _Overwrite = False,
+    zoo: ZooOption = None,
 ) -> int:
     """Write a trained model as ONNX, with integer weights if it was trained so, and prove that it computes the same."""
     options = ExportOptions(
@@ -110,11 +112,11 @@ def export_command(
         num_check_features=num_check_features,
         num_export_samples=num_export_samples,
     )
-    return _export(model_dir, options)
+    return _export(model_folder(model_dir, "MODEL_DIR", zoo), options)
 
 
 def export_onnx_command(
-    model_path: Annotated[Path, typer.Option("--model_path", help="Folder of a trained model.")],
+    model_path: Annotated[Path, typer.Option("--model_path", help="Folder of a trained model, or a zoo: stub.")],
     task: _Task = None,
     sequence_length: _Length = None,
     opset: _Opset = 21,
@@ -140,6 +142,7 @@ def export_onnx_command(
     num_check_features: _NumFeatures = 32,
     num_export_samples: _NumSamples = 0,
     overwrite: _Overwrite = False,
+    zoo: ZooOption = None,
 ) -> int:
     """The command export, spelled as in sparseml.transformers.export_onnx."""
     if no_convert_qat and graph_format not in (None, "qdq"):
@@ -164,6 +167,7 @@ def export_onnx_command(
         num_check_features=num_check_features,
         num_export_samples=num_export_samples,
         overwrite=overwrite,
+        zoo=zoo,
     )
 
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def predict_command(
     deployment: Annotated[
-        Path, typer.Argument(help="Deployment folder, or a trained model folder.", metavar="DEPLOYMENT")
+        Path, typer.Argument(help="Deployment folder, a trained model folder, or a zoo: stub.", metavar="DEPLOYMENT")
     ],
     question: Annotated[
         list[str] | None, typer.Option("--question", help="A question; may be given several times.", show_default=False)
@@ -74,6 +75,7 @@ def predict_command(
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
     ] = None,
+    zoo: ZooOption = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +116,7 @@ def predict_command(
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
     source = _source(question or [], context, context_file, file)
     _check_output(output)
+    deployment = model_folder(deployment, "DEPLOYMENT", zoo)
     from sparse_accel.serving.predicting import Predictor
 
     if source == "file":

@@ -19,8 +19,10 @@ from sparse_accel.cli import (
     export_command,
     launch_config_command,
     predict_command,
+    zoo_command,
 )
 from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalise, unknown_option
+from sparse_accel.cli.stubs import ZooOption, model_source
 from sparse_accel.errors import LaunchError, OptionError
 from sparse_accel.runtime.launch import check_environment, check_installed, requested_world_size
 from sparse_accel.runtime.option_parsing import canonical, load_options
@@ -114,7 +116,7 @@ def _program() -> None:
 
 @app.command("prune")
 def prune_command(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id to prune.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="Model folder, hub id or zoo: stub to prune.", metavar="MODEL")],
     sparsity: Annotated[float, typer.Option("--sparsity", help="Share of zeros to reach: 0.8 is 80 percent.")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pruned model.")],
     scope: Annotated[
@@ -140,10 +142,12 @@ def prune_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in an output folder that is not empty.")
     ] = False,
+    zoo: ZooOption = None,
 ) -> int:
     """Set the smallest weights of a model to zero: a pruned start for those who have none."""
     if use_global and scope not in (None, "global"):
         raise OptionError(f"--global and --scope {scope} contradict each other")
+    model = model_source(model, "MODEL", zoo)
     from sparse_accel.runtime.prune import print_report, prune
 
     print_report(
@@ -212,6 +216,7 @@ for _module in (
     benchmark_command,
     decompress_command,
     launch_config_command,
+    zoo_command,
 ):
     _module.register(app)
 
@@ -255,6 +260,18 @@ def _benchmark_words(words: list[str], subjects: Mapping[str, Any]) -> list[str]
     return [name, *_plain_words(words[1:], subjects[name])]
 
 
+def _zoo_words(words: list[str], actions: Mapping[str, Any]) -> list[str]:
+    """The words after `zoo`: what is done comes first."""
+    if not words:
+        raise OptionError(f"zoo: what? `sparse_accel zoo {'|'.join(actions)}`")
+    if words[0] in ("--help", "-h"):
+        return ["--help"]
+    if words[0].startswith("zoo:"):
+        raise OptionError(f"zoo: what with the stub? `sparse_accel zoo resolve {words[0]}`")
+    name = command_name(words[0], actions, "action")
+    return [name, *_plain_words(words[1:], actions[name])]
+
+
 def parse(argv: list[str]) -> list[str]:
     """A person's command line in the one spelling that typer reads. Raises OptionError."""
     if not argv or argv[0] in ("--help", "-h"):
@@ -266,6 +283,8 @@ def parse(argv: list[str]) -> list[str]:
     rest = argv[1:]
     if name == "benchmark":
         return [name, *_benchmark_words(rest, program[name].commands)]
+    if name == "zoo":
+        return [name, *_zoo_words(rest, program[name].commands)]
     if name != "train":
         return [name, *_plain_words(rest, program[name])]
     if not rest:

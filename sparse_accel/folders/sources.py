@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from sparse_accel.errors import ModelError, suggestion
+from sparse_accel.zoo.stubs import is_stub
 
 # The files of which a model folder holds one: weights as transformers saves them, whole or in shards.
 WEIGHT_FILES: Final = (
@@ -21,13 +22,11 @@ COMPACT_FILE: Final = "model.compact.safetensors"
 
 
 def check_source(source: str, where: str, *, weights: bool) -> None:
-    """Refuse a model, config or tokenizer that cannot be one: a `zoo:` stub, a missing or an empty folder. A bare name
-    may be a hub id and is left to whoever loads it. Raises ModelError; reads no file."""
-    if source.startswith("zoo:"):
+    """Refuse a model, config or tokenizer that cannot be one: a `zoo:` stub (commands look it up before), a missing or an
+    empty folder. A bare name may be a hub id and is left to whoever loads it. Raises ModelError; reads no file."""
+    if is_stub(source):
         raise ModelError(
-            f"{where}: {source}: SparseZoo's service has ended and stubs cannot be downloaded any more; pass a"
-            f" model folder"
-            " or a Hugging Face id (the oBERT models are there under neuralmagic/ and RedHatAI/)"
+            f"{where}: {source}: a stub does not stand for a model here; pass what `sparse_accel zoo resolve` says it stands for"
         )
     folder = Path(source)
     looks_like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1

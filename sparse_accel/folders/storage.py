@@ -30,6 +30,7 @@ gives it a signed grid of at most 8 bits and all layers that share it the same o
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from sparse_accel.folders.bitmask import pack, packed_bytes, unpack
 from sparse_accel.folders.publishing import COMPRESSED_FILE, published_model
 from sparse_accel.folders.sources import WEIGHT_FILES, check_source, neighbour
 from sparse_accel.folders.trained import RANGES_FILE, trained_plan
+from sparse_accel.zoo.resolving import open_zoo, resolve
+from sparse_accel.zoo.stubs import is_stub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -176,8 +179,10 @@ def load(folder: str | Path, **options: Any) -> PreTrainedModel:
 
     Compressed weights are unpacked in memory. `options` go to transformers' `from_pretrained` as they are (dtype,
     attn_implementation, ...). Weights stored as int8 come back as the values that the quantized model computes with;
-    activations are not quantized. Raises ModelError.
+    activations are not quantized. A `zoo:` stub is looked up first. Raises ModelError and ZooError.
     """
+    if is_stub(str(folder)):
+        folder = resolve(str(folder), "model", open_zoo(None, (), os.environ)).value
     name = str(folder)
     state = read_compressed(folder) if is_compressed(folder) else None
     if state is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from sparse_accel.errors import RecipeError, nearest, suggestion
+from sparse_accel.errors import RecipeError, ZooError, nearest, suggestion
 from sparse_accel.recipe import shipped
+from sparse_accel.zoo.resolving import open_zoo, resolve
+from sparse_accel.zoo.stubs import is_stub
 
 RAW_NAME = "<recipe>"
 _SUFFIXES = (".yaml", ".yml", ".md")
@@ -55,7 +58,8 @@ class Value:
 
 
 def read(source: str) -> Value:
-    """The tree of a recipe: the path of a .yaml, .yml or .md file, a shipped recipe's name, or the recipe's own text.
+    """The tree of a recipe: the path of a .yaml, .yml or .md file, a shipped recipe's name, a `zoo:` stub, or the
+    recipe's own text.
 
     Text is told from a name by its line break. Raises RecipeError for what cannot be read, with file:line.
     """
@@ -90,11 +94,8 @@ def parse(text: str, name: str) -> Value:
 
 
 def _find(source: str) -> Path:
-    if source.startswith("zoo:"):
-        raise RecipeError(
-            f"{source}: the service behind zoo: stubs has ended; pass a recipe file, or one of the recipes that come "
-            f"with sparse_accel: {', '.join(shipped.names())}"
-        )
+    if is_stub(source):
+        source = _of_stub(source)
     if not source.strip():
         raise RecipeError("the recipe's name is empty")
     path = Path(source)
@@ -115,6 +116,14 @@ def _find(source: str) -> Path:
     if path.suffix.lower() not in _SUFFIXES:
         raise RecipeError(f"a recipe's file name ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}", source)
     return path
+
+
+def _of_stub(stub: str) -> str:
+    """The file or the shipped name that a `zoo:` stub stands for, by the environment's catalogues and what ships."""
+    try:
+        return resolve(stub, "recipe", open_zoo(None, shipped.names(), os.environ)).value
+    except ZooError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _nearest_file(path: Path) -> str:

@@ -8,9 +8,10 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sparse_accel.errors import OptionError, nearest, suggestion
+from sparse_accel.errors import OptionError, ZooError, nearest, suggestion
+from sparse_accel.recipe import shipped
 from sparse_accel.runtime.option_checks import validate
 from sparse_accel.runtime.options import (
     BOOLEAN_WORDS,
@@ -23,11 +24,23 @@ from sparse_accel.runtime.options import (
     value_kinds,
 )
 from sparse_accel.runtime.refused_options import LOCAL_RANK_FLAG, REFUSED_FLAGS, refusal_message
+from sparse_accel.zoo.resolving import Kind, Resolution, open_zoo, resolve
+from sparse_accel.zoo.stubs import is_stub
+
+# The options that take a `zoo:` stub, and as what it is looked up.
+STUB_OPTIONS: Final[Mapping[str, Kind]] = {
+    "model_name_or_path": "model",
+    "config_name": "model",
+    "tokenizer_name": "model",
+    "distill_teacher": "model",
+    "recipe": "recipe",
+}
 
 
 def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | None = None) -> TrainOptions:
     """The options of a command, checked: `flags` (spelling without `--` -> text or value) over the file's over the
-    defaults. Raises OptionError, and what `validate` raises."""
+    defaults. `zoo:` stubs become what they stand for; nothing calls the network. Raises OptionError, ZooError, and what
+    `validate` raises."""
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if args_file is not None:
@@ -44,9 +57,27 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
     missing = [entry.name for entry in entries.values() if entry.default is MISSING and entry.name not in given]
     if missing:
         raise OptionError(f"missing: {', '.join('--' + name for name in missing)}")
-    options = _completed(TrainOptions(task=task, explicit=frozenset(values), **values))
+    options = _without_stubs(_completed(TrainOptions(task=task, explicit=frozenset(values), **values)))
     validate(options)
     return options
+
+
+def _without_stubs(options: TrainOptions) -> TrainOptions:
+    """The options with what their `zoo:` stubs stand for, and the stubs beside them. Raises ZooError."""
+    named = [name for name in STUB_OPTIONS if is_stub(getattr(options, name))]
+    if not named:
+        if options.zoo is not None:
+            raise OptionError("--zoo: has no effect: no option is a zoo: stub")
+        return options
+    zoo = open_zoo(options.zoo, shipped.names(), os.environ, options.cache_dir)
+    stubs: dict[str, Resolution] = {}
+    for name in named:
+        try:
+            stubs[name] = resolve(getattr(options, name), STUB_OPTIONS[name], zoo)
+        except ZooError as error:
+            raise ZooError(f"--{name}: {error}") from None
+    changes: dict[str, Any] = {name: resolution.value for name, resolution in stubs.items()}
+    return replace(options, stubs=stubs, **changes)
 
 
 def _completed(options: TrainOptions) -> TrainOptions:

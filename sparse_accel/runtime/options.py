@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Final
+
+from sparse_accel.zoo.resolving import Resolution
 
 # The groups in the order in which `--help` shows them.
 GROUP_RUN: Final = "What to run"
@@ -95,6 +98,8 @@ class TrainOptions:
     task: str  # the command's own word (`train question_answering`)
     # The fields that the person set, so that a warning need not speak of a default. Every field below is a flag.
     explicit: frozenset[str] = field(default=frozenset(), compare=False)
+    # The fields that were given as `zoo:` stubs: they hold what the stubs stand for, and what was typed is kept here.
+    stubs: Mapping[str, Resolution] = field(default_factory=dict, compare=False)
 
     # ---- what to run
     output_dir: str = _option("Folder for the model, its checkpoints and results.", GROUP_RUN, shapes_weights=False)
@@ -132,13 +137,20 @@ class TrainOptions:
 
     # ---- model and tokenizer
     model_name_or_path: str = _option(
-        "Model folder or hub id to start from, pruned already for sparse transfer.", GROUP_MODEL
+        "Model folder, hub id or zoo: stub to start from, pruned already for sparse transfer.", GROUP_MODEL
     )
     config_name: str | None = _option("Another folder or hub id for the model's config.", GROUP_MODEL, None)
     tokenizer_name: str | None = _option(
         "Another folder or hub id for the tokenizer. Left out: the model's, else the teacher's.",
         GROUP_MODEL,
         None,
+    )
+    zoo: str | None = _option(
+        "Your own catalogue of zoo: stubs, which may stand for models and recipes: a YAML file or a folder, several joined"
+        " as in PATH. SPARSE_ACCEL_ZOO names one for all commands.",
+        GROUP_MODEL,
+        None,
+        shapes_weights=False,
     )
     cache_dir: str | None = _option("Where downloads are kept.", GROUP_MODEL, None, shapes_weights=False)
     model_revision: str = _option("Revision of a model on the hub.", GROUP_MODEL, "main")
@@ -214,14 +226,16 @@ class TrainOptions:
 
     # ---- recipe and teacher
     recipe: str | None = _option(
-        "A SparseML recipe: .yaml, .yml or .md file, the name of a shipped one, or its text.", GROUP_RECIPE, None
+        "A SparseML recipe: .yaml, .yml or .md file, the name of a shipped one, a zoo: stub, or its text.",
+        GROUP_RECIPE,
+        None,
     )
     recipe_args: str | None = _option(
         "Values for the recipe's variables: a JSON object or k=v,k2=v2.", GROUP_RECIPE, None
     )
     distill_teacher: str | None = _option(
-        "Teacher for the recipe's distillation: a model folder or hub id, 'self' (a frozen copy of the model as loaded)"
-        " or 'disable'.",
+        "Teacher for the recipe's distillation: a model folder, hub id or zoo: stub, 'self' (a frozen copy of the model as"
+        " loaded) or 'disable'.",
         GROUP_RECIPE,
         None,
     )
@@ -440,14 +454,21 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values; `load_options` reads the same mapping back from a file."""
-        values = {name: getattr(self, name) for name in ("task", *(entry.name for entry in flag_fields()))}
+        values = {name: self.typed(name) for name in ("task", *(entry.name for entry in flag_fields()))}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def typed(self, name: str) -> Any:
+        """The value of a field as it was given: the `zoo:` stub, not what it stands for."""
+        return self.stubs[name].stub if name in self.stubs else getattr(self, name)
 
     def identity(self) -> dict[str, Any]:
         """The options on which the trained weights depend, as JSON values: two runs with equal identities are the same
         run, so that one may continue the other's checkpoints."""
         shaping = {entry.name for entry in flag_fields() if entry.metadata["shapes_weights"]}
-        return {name: value for name, value in self.to_json().items() if name == "task" or name in shaping}
+        given = {name: value for name, value in self.to_json().items() if name == "task" or name in shaping}
+        # A catalogue may change between two runs. What a recipe says is compared anyway.
+        models = {name: resolution.value for name, resolution in self.stubs.items() if name != "recipe"}
+        return given | ({"zoo stubs stand for": models} if models else {})
 
 
 def flag_fields() -> list[Field[Any]]:
@@ -493,7 +514,7 @@ def describe_command(options: TrainOptions, program: str = "sparse_accel") -> st
     class."""
     words = [program, "train", options.task]
     for entry in flag_fields():
-        value = getattr(options, entry.name)
+        value = options.typed(entry.name)
         if value == entry.default and entry.name not in options.explicit:
             continue
         words.append(f"--{entry.name}")

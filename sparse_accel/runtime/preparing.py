@@ -117,7 +117,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     if accelerator.is_main_process and options.do_train:
         session.trackers = open_trackers(options, accelerator, output_dir, state, screen)
 
-    for note in [*([start.message] if start.message else []), *regrouped, *parts.notes]:
+    stubs = [f"--{name}: {resolution.note}" for name, resolution in options.stubs.items()]
+    for note in [*([start.message] if start.message else []), *stubs, *regrouped, *parts.notes]:
         screen.say(note)
     for warning in warnings:
         screen.warn(warning)

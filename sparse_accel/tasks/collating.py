@@ -90,17 +90,18 @@ class PackedCollator:
         bounds = np.zeros(len(indices) + 1, np.int64)
         np.cumsum(sizes, out=bounds[1:])
         total = int(bounds[-1])
-        own = np.arange(total) - np.repeat(bounds[:-1], sizes)
-        places = np.repeat(firsts, sizes) + own
-        columns = {name: features.tokens[name][places].astype(np.int64) for name in self.pad_values}
-        columns["position_ids"] = own + self.first_position
-        length = self.max_length if self.fixed_length else int(sizes.max())
-        within = np.arange(length)
-        is_token = within < sizes[:, None]
-        batch = {
-            "rows": np.where(is_token, bounds[:-1, None] + within, 0),
-            "attention_mask": is_token.astype(np.int64),
-        }
+        # Slices, not an index for each token: a copy of what lies together anyway.
+        parts = [slice(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+        columns = {}
+        for name in self.pad_values:
+            column = features.tokens[name]
+            columns[name] = np.concatenate([column[part] for part in parts]).astype(np.int64)
+        longest = int(sizes.max())
+        counted = np.arange(self.first_position, self.first_position + longest)
+        columns["position_ids"] = np.concatenate([counted[: part.stop - part.start] for part in parts])
+        within = np.arange(self.max_length if self.fixed_length else longest)
+        mask = (within < sizes[:, None]).astype(np.int64)
+        batch = {"rows": (bounds[:-1, None] + within) * mask, "attention_mask": mask}
         if self.pad_tokens_to is not None:
             surplus = self.pad_tokens_to - total
             # A batch that is not whole, or one beyond what was foreseen, keeps its own length.

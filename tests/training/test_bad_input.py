@@ -110,7 +110,11 @@ CASES: dict[str, tuple[Any, str]] = {
     "model without weights": (without_weights, "no weights"),
     "torn weights": (with_torn_weights, "cannot be loaded"),
     "one shot without calibration": (options(one_shot=True, distill_teacher="disable"), "--num_calibration_steps"),
-    "zoo stub": (options(model_name_or_path="zoo:nlp/question_answering/x"), "zoo:"),
+    "zoo stub": (options(model_name_or_path="zoo:nlp/question_answering/x"), "has no framework"),
+    "zoo stub of a model that is gone": (
+        options(distill_teacher="zoo:nlp/question_answering/x/pytorch/huggingface/y/base-none"),
+        "--distill_teacher: zoo:nlp/question_answering/x",
+    ),
     "unknown option": (options(learning_rat=1.0), "learning_rate"),
     "fp16 on a CPU": (options(fp16=True), "bf16"),
     "output is a file": (lambda world, folder: {"output_dir": str(Path(world["train_file"]))}, "train.json"),

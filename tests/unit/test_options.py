@@ -267,7 +267,6 @@ def test_a_folder_is_no_data_file(files: dict[str, str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("zoo:nlp/question_answering/obert-base/pytorch/huggingface/squad/base-none", "SparseZoo's service has ended"),
         ("./nowhere", "no such folder"),
         ("train.json", "is a file; expected a model folder"),
         ("empty", "has no config.json"),

@@ -188,12 +188,6 @@ def test_what_is_no_recipe_file_is_refused_by_name(tmp_path: Path) -> None:
     assert "cannot look up the recipe" in error_of("x" * 5000)
 
 
-def test_zoo_stubs_say_that_the_service_has_ended() -> None:
-    said = error_of("zoo:nlp/question_answering/obert-base/pytorch/huggingface/squad/pruned90_quant-none")
-    assert "has ended" in said
-    assert "question_answering/pruned_quant" in said
-
-
 def test_shipped_recipes_are_found_by_name_with_or_without_suffix() -> None:
     assert {"question_answering/dense", "question_answering/pruned_quant"} <= set(shipped.names())
     for name in shipped.names():
