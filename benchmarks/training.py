@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_accel.benchmarking.bars import verdicts
+from sparse_accel.benchmarking.eval_report import for_bars
 from sparse_accel.benchmarking.report import (
     bars_table,
     can_plot,
@@ -95,8 +96,7 @@ def evaluations() -> list[dict[str, Any]]:
     if not EVALUATION.is_file():
         return []
     document = json.loads(EVALUATION.read_text("utf-8"))
-    machine = {**document["machine"], "device": "cpu"}
-    return [{**document, "workload": {"name": "eval-qa"}, "settings": {"precision": "fp32"}, "machine": machine}]
+    return [for_bars(document)]
 
 
 def table(block: str, found: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ TOLD = {
     "README.md": "this page",
     "benchmarks": "measurements that can be repeated",
     "constraints.txt": "the exact versions that make installs",
+    "docs/training_breakdown.png": "where the time of a training step goes",
     "pyproject.toml": "dependencies and their ranges, settings of ruff, mypy and pytest",
     "tests/contracts": "run over the tables of modifiers, recipes and tasks",
     "tests/distributed": "start real processes",

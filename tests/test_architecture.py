@@ -50,7 +50,7 @@ PARTS: dict[str, Part] = {
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),
-    "benchmarking": _part(4, "torch numpy transformers datasets rich matplotlib", neighbours="runtime"),
+    "benchmarking": _part(4, "torch numpy transformers datasets tokenizers rich matplotlib", neighbours="runtime"),
     "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),
     "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime rich", neighbours="serving"),
     "cli": _part(5, "torch safetensors typer rich"),

@@ -242,19 +242,20 @@ def print_report(document: Document) -> None:
     console = Console()
     console.print(f"[bold]{document['workload']['name']}[/bold]: {document['workload']['purpose']}\n", highlight=False)
     if "alone" in document:
-        _print(console, scaling_table(document))
+        print_table(console, scaling_table(document))
     speed = speed_table(document)
-    _print(console, speed if console.width >= _WIDE else speed.without("range"))
+    print_table(console, speed if console.width >= _WIDE else speed.without("range"))
     for make in (demands_table, phases_table):
-        _print(console, make(document))
+        print_table(console, make(document))
     found = [verdict for verdict in verdicts([document]) if verdict.value is not None]
     if found:
-        _print(console, bars_table(found))
+        print_table(console, bars_table(found))
     for line in notes(document):
         console.print(line, highlight=False, markup=False)
 
 
-def _print(console: Any, table: Table) -> None:
+def print_table(console: Any, table: Table) -> None:
+    """A table on the screen, with the numbers to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 

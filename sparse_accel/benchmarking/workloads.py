@@ -114,9 +114,12 @@ _SCALE = Workload(
     arms=("dense", "dense_alone", "mask", "mask_alone"),
 )
 
+# What is measured without training a model: benchmarking.eval_qa.
+EVALUATION: Final = "eval-qa"
+_EVALUATION_PURPOSE: Final = "no training: windows and answers of question answering against Hugging Face's, and scores"
+
 # Workloads that the design of the benchmark names and that cannot run, and why.
 NOT_YET: Final[Mapping[str, str]] = {
-    "eval-qa": "windows, answers and scores run no model; `python benchmarks/eval_qa.py` in a checkout measures them",
     "mlm-base": "the program trains no masked-language model, so there is no loop of ours to measure",
 }
 
@@ -145,17 +148,18 @@ class Settings:
 
 
 def find_workload(name: str) -> Workload:
-    """The workload called `name`; raises OptionError for one that is unknown or cannot run."""
+    """The training workload called `name`; raises OptionError for one that is unknown or cannot run."""
     if name in NOT_YET:
         raise OptionError(f"workload {name}: cannot run: {NOT_YET[name]}")
     scaled = _SCALING.fullmatch(name)
     if scaled:
         return replace(_SCALE, name=name, processes=int(scaled[1]))
     if name not in WORKLOADS:
-        raise OptionError(f"{name!r}: no such workload{suggestion(name, [*WORKLOADS, 'scale-2'])}")
+        raise OptionError(f"{name!r}: no such workload{suggestion(name, [*WORKLOADS, 'scale-2', EVALUATION])}")
     return WORKLOADS[name]
 
 
 def listed() -> dict[str, str]:
     """Every workload that can run, and what it is for."""
-    return {name: workload.purpose for name, workload in {**WORKLOADS, _SCALE.name: _SCALE}.items()}
+    trained = {**WORKLOADS, _SCALE.name: _SCALE}
+    return {**{name: workload.purpose for name, workload in trained.items()}, EVALUATION: _EVALUATION_PURPOSE}

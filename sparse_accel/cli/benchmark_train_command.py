@@ -1,9 +1,9 @@
-"""The command `benchmark train`: our training and others' in turns, on random models of exact shapes."""
+"""The command `benchmark train`: our training and others' in turns, on random models of exact shapes; and evaluation."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,14 +62,40 @@ def train_command(
         ),
     ] = None,
     batching: Annotated[
-        str, typer.Option("--batching", help="How our arms form batches.", metavar="packed|grouped|padded")
-    ] = "packed",
-    threads: Annotated[int, typer.Option("--threads", help="Processor threads.")] = 1,
+        str | None,
+        typer.Option(
+            "--batching",
+            help="How our arms form batches. [dim](default: packed)[/dim]",
+            metavar="packed|grouped|padded",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Processor threads. [dim](default: 1)[/dim]", show_default=False),
+    ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            "--questions",
+            help="eval-qa: the first of the questions only. [dim](default: all of --data, 2000 of our own)[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="eval-qa: a folder that holds SQuAD's dev-v1.1.json. [dim](default: a corpus of our own)[/dim]",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
             "--output_dir",
-            help="Folder for results.json, results.md and step_breakdown.png. Left out: nothing is kept.",
+            help="Folder for results.json, results.md and, of training, step_breakdown.png. Left out: nothing is kept.",
             show_default=False,
         ),
     ] = None,
@@ -79,12 +105,29 @@ def train_command(
 ) -> int:
     """Measure what masks, teachers, quantization and batching cost in training, and how others' training compares.
 
-    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores."""
+    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores. The workload eval-qa
+    trains nothing: it measures windows, answers and scores, and takes --rounds, --questions and --data alone."""
     if list_workloads:
         print_list()
         return 0
     if workload is None:
         raise OptionError("benchmark train: which workload? `sparse_accel benchmark train --list` names them")
+    from sparse_accel.benchmarking.workloads import EVALUATION
+
+    of_training = {
+        "arms": arms,
+        "precision": precision,
+        "features": features,
+        "micro_batch_size": micro_batch_size,
+        "micro_batches": micro_batches,
+        "batching": batching,
+        "threads": threads,
+    }
+    of_evaluation = {"questions": questions, "data": data}
+    if workload == EVALUATION:
+        check_meaning(workload, of_training, "which trains no model")
+        return measure_evaluation(rounds, questions, data, output_dir, overwrite)
+    check_meaning(workload, of_evaluation, f"only to {EVALUATION}")
     settings = read_settings(
         workload,
         arms=arms,
@@ -93,8 +136,8 @@ def train_command(
         features=features,
         micro_batch_size=micro_batch_size,
         micro_batches=micro_batches,
-        batching=batching,
-        threads=threads,
+        batching="packed" if batching is None else batching,
+        threads=1 if threads is None else threads,
     )
     if output_dir is not None:
         check_output(output_dir, overwrite)
@@ -114,6 +157,52 @@ def train_command(
         missing = "" if can_plot() else "; step_breakdown.png needs matplotlib: `python -m pip install matplotlib`"
         typer.echo(f"saved to {output_dir}{missing}")
     return 0
+
+
+def check_meaning(workload: str, options: Mapping[str, object], why: str) -> None:
+    """Raise OptionError where one of `options`, by their names, was given; `why` they mean nothing to the workload."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        verb = "means" if len(given) == 1 else "mean"
+        raise OptionError(f"{', '.join(given)} {verb} nothing to workload {workload}, {why}")
+
+
+def measure_evaluation(
+    rounds: int, questions: int | None, data: Path | None, output_dir: Path | None, overwrite: bool
+) -> int:
+    """Windows, answers and scores, ours and Hugging Face's. Raises OptionError for a value that cannot be, DataError for data
+    that cannot be read, OutputError for an output folder that cannot be used."""
+    for name, value in (("rounds", rounds), ("questions", questions)):
+        if value is not None and value < 1:
+            raise OptionError(f"--{name}: 1 or more, got {value}")
+    if output_dir is not None:
+        check_output(output_dir, overwrite)
+    from sparse_accel.folders.libraries import quiet_libraries
+
+    quiet_libraries()
+    from sparse_accel.benchmarking.eval_data import squad_file
+    from sparse_accel.benchmarking.eval_qa import run_evaluation
+    from sparse_accel.benchmarking.eval_report import print_report, write_report
+    from sparse_accel.serving.latency_report import filled_output
+
+    if data is not None:
+        squad_file(data)  # before anything is drawn
+    with shown_progress() as progress:
+        document = run_evaluation(evaluation_command(rounds, questions, data), rounds, questions, data, progress)
+    print_report(document)
+    if output_dir is not None:
+        with filled_output(output_dir) as folder:
+            write_report(document, folder)
+        typer.echo(f"saved to {output_dir}")
+    return 0
+
+
+def evaluation_command(rounds: int, questions: int | None, data: Path | None) -> str:
+    """The command that repeats the measurement; where the data lies is nobody's business."""
+    words = ["sparse_accel", "benchmark", "train", "eval-qa", "--rounds", str(rounds)]
+    words += [] if questions is None else ["--questions", str(questions)]
+    words += [] if data is None else ["--data", "FOLDER"]
+    return shlex.join(words)
 
 
 def read_settings(
