@@ -253,7 +253,9 @@ def _plain_words(words: list[str], command: Any) -> list[str]:
 def _words_of_group(group: str, words: list[str], members: Mapping[str, Any]) -> list[str]:
     """The words after the name of a group of commands: one of its members comes first."""
     if not words:
-        raise OptionError(f"{group}: {_GROUPS[group]}? `sparse_accel {group} {next(iter(members))} ...`")
+        raise OptionError(
+            f"{group}: {_GROUPS[group]}? One of {', '.join(members)}: `sparse_accel {group} {next(iter(members))} ...`"
+        )
     if words[0] in ("--help", "-h"):
         return ["--help"]
     if words[0].startswith("-"):

@@ -1,4 +1,4 @@
-"""The commands `recipe list|show|check|plan`: what recipes there are, what one says, whether it holds, what it will do when."""
+"""The commands `recipe list|show|check|plan`: what there is, what one says, whether it holds, what it will do when."""
 
 from __future__ import annotations
 
@@ -212,9 +212,13 @@ def plan_command(
     plan = timeline_plan.timeline(found, num_epochs, steps_per_epoch)
     ahead = None
     if opened is not None:
-        from sparse_accel.runtime.recipe_outlook import idle_on, outlook
+        from sparse_accel.recipe.schema import together
+        from sparse_accel.runtime.recipe_outlook import idle_on, outlook, target_problems
 
-        found_idle = idle_on(found, opened)
+        problems = target_problems(found, opened)
+        if problems:
+            raise together(problems)
+        notes += idle_on(found, opened)
         ahead = outlook(
             found,
             opened,
@@ -223,7 +227,6 @@ def plan_command(
             sequence_length=max_seq_length,
             num_teacher_parameters=_teacher_parameters(distill_teacher, opened),
         )
-        notes += found_idle
 
     _warn([*found.warnings, *plan.warnings, *notes])
     title = f"{_one_line(recipe)}: {header}"
@@ -235,9 +238,11 @@ def plan_command(
 
 def _open(model: str, task: str) -> Any:
     """The model with the task's head."""
+    from sparse_accel.folders.libraries import quiet_libraries
     from sparse_accel.folders.loading import HUB_DEFAULTS, load_model
     from sparse_accel.tasks import resolve_task
 
+    quiet_libraries()
     return load_model(model, resolve_task(task), HUB_DEFAULTS, "--model")[0]
 
 
@@ -286,7 +291,7 @@ def _print_plan(title: str, plan: Timeline, ahead: Outlook | None) -> None:
 
     print(title)
     held = ahead.held if ahead is not None else None
-    _print_table(*table(plan, held), num_fixed=2 + len(plan.groups))
+    _print_table(*table(plan, held))
     for line in notes(plan, held):
         print(line)
     if ahead is None:
@@ -302,9 +307,7 @@ def _print_plan(title: str, plan: Timeline, ahead: Outlook | None) -> None:
         for row in ahead.kinds
     ]
     print()
-    _print_table(
-        ["layers", "parameters", "zeros", "masked modules", "quantized modules"], rows, num_fixed=1, num_words=1
-    )
+    _print_table(["layers", "parameters", "zeros", "masked modules", "quantized modules"], rows, num_words=1)
     memory, on_disk = ahead.memory, ahead.bytes
     parts = {
         "weights": memory.weights,
@@ -331,9 +334,8 @@ def _draw(draw: Any, plan: Timeline, path: Path, title: str, held: Held | None) 
     print(f"drawn: {path}")
 
 
-def _print_table(headings: list[str], rows: list[list[str]], *, num_fixed: int, num_words: int | None = None) -> None:
-    """A table as wide as the terminal allows, whose first `num_fixed` columns do not break; the columns after the first
-    `num_words` are numbers."""
+def _print_table(headings: list[str], rows: list[list[str]], num_words: int | None = None) -> None:
+    """A table as wide as the terminal allows; the columns after the first `num_words` are numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -341,7 +343,8 @@ def _print_table(headings: list[str], rows: list[list[str]], *, num_fixed: int, 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         is_number = num_words is not None and index >= num_words
-        shown.add_column(heading, justify="right" if is_number else "left", no_wrap=index < num_fixed)
+        # What comes first is looked for; it stays in one piece.
+        shown.add_column(heading, justify="right" if is_number else "left", no_wrap=index == 0, overflow="fold")
     for row in rows:
         shown.add_row(*row)
     Console().print(shown, highlight=False, markup=False)

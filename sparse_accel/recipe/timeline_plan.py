@@ -11,7 +11,6 @@ from sparse_accel.compress.plan import Phase
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.distillation import DistillationModifier
-from sparse_accel.modifiers.epoch_range import EpochRangeModifier
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
@@ -21,18 +20,6 @@ from sparse_accel.timeline import Clock
 
 # Where no data is known an epoch is cut this finely; its steps then mean nothing and are not shown.
 NOMINAL_STEPS: Final = 100_000
-
-# Where each modifier shows: a column of the table, or a line for the whole run.
-LANES: Final[dict[type[Modifier], str]] = {
-    ConstantPruningModifier: "zeros",
-    DistillationModifier: "distillation",
-    EpochRangeModifier: "length",
-    LearningRateFunctionModifier: "learning rate",
-    QuantizationModifier: "quantization",
-    SetLearningRateModifier: "learning rate",
-    SetWeightDecayModifier: "weight decay",
-    TrainableParamsModifier: "whole run",
-}
 
 RateModifier = LearningRateFunctionModifier | SetLearningRateModifier
 # The share of zeros in the weights that each pruning modifier holds, where a model is known.
@@ -68,11 +55,6 @@ class Timeline:
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
         return Clock(0, self.steps_per_epoch).step_of(self.num_epochs)
-
-    def rate_at(self, group: int | None, clock: Clock) -> float | None:
-        """The learning rate of a group at a step; None where the flags say it."""
-        modifier = rate_modifier(self.recipe, group, clock)
-        return None if modifier is None else modifier.learning_rate_at(clock)
 
 
 def timeline(recipe: Recipe, num_epochs: float, steps_per_epoch: int) -> Timeline:
@@ -183,7 +165,7 @@ def table(plan: Timeline, held: Held | None = None) -> tuple[list[str], list[lis
         steps = [f"{stretch.first.step:,} - {stretch.end.step:,}" for stretch in plan.stretches]
         columns.append(("steps", steps))
     for index, group in enumerate(plan.groups):
-        heading = "learning rate" if group is None else f"learning rate, group {group}"
+        heading = "learning rate" if group is None else f"rate of group {group}"
         columns.append((heading, [_rate_text(stretch, index) for stretch in plan.stretches]))
     columns += [(heading, cells) for heading, cells in _states(plan, held).items() if len(set(cells)) > 1]
     rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
@@ -206,7 +188,10 @@ def notes(plan: Timeline, held: Held | None = None) -> list[str]:
         keys = ", ".join(distilling.distill_output_keys or ()) or "the task's outputs"
         lines.append(f"distillation compares {keys}")
     if any(rate is None for stretch in plan.stretches for rate in stretch.rates):
-        lines.append("flags: --learning_rate, --lr_scheduler_type and --warmup_ratio say the learning rate there")
+        which = (
+            "--learning_rate says" if _rate_modifiers(plan.recipe) else "--learning_rate and --lr_scheduler_type say"
+        )
+        lines.append(f"flags: {which} the learning rate there")
     return lines
 
 
@@ -214,8 +199,8 @@ def _states(plan: Timeline, held: Held | None) -> dict[str, list[str]]:
     """What the recipe says besides learning rates, in each stretch."""
     return {
         "zeros": [_zeros_text(stretch, held) for stretch in plan.stretches],
-        "quantization": [PHASES[stretch.phase] for stretch in plan.stretches],
-        "distillation": [_distillation_text(stretch.distillation) for stretch in plan.stretches],
+        "QAT": [PHASES[stretch.phase] for stretch in plan.stretches],
+        "teacher": [_distillation_text(stretch.distillation) for stretch in plan.stretches],
         "weight decay": [_decay_text(stretch.weight_decay) for stretch in plan.stretches],
     }
 
@@ -226,7 +211,7 @@ def number(value: float) -> str:
     >>> number(0.000175), number(5e-5), number(0.0), number(0.01)
     ('1.75e-4', '5e-5', '0', '0.01')
     """
-    if value == 0.0 or 0.001 <= abs(value) < 1000:
+    if value == 0.0 or 0.01 <= abs(value) < 1000:
         return f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
@@ -255,8 +240,7 @@ def _rate_text(stretch: Stretch, index: int) -> str:
     modifier = stretch.rates[index]
     if isinstance(modifier, LearningRateFunctionModifier) and modifier.lr_func == "cyclic_linear":
         if not stretch.first.has_reached(modifier.interval.end or 0.0):
-            cycle = f"every {modifier.cycle_epochs:g} epochs"
-            return f"{number(modifier.init_lr)} → {number(modifier.final_lr)} {cycle}"
+            return f"{number(modifier.init_lr)} → {number(modifier.final_lr)} every {modifier.cycle_epochs:g}"
     first, last = map(number, found)
     return first if first == last else f"{first} → {last}"
 
@@ -266,7 +250,7 @@ def _zeros_text(stretch: Stretch, held: Held | None) -> str:
         return "-"
     if held is None:
         return "held"
-    return "held, " + " and ".join(f"{held[modifier]:.1%}" for modifier in stretch.masking)
+    return f"held ({' and '.join(f'{held[modifier]:.1%}' for modifier in stretch.masking)})"
 
 
 def _distillation_text(modifier: DistillationModifier | None) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SUFFIXES: Final = (".png", ".svg")
 # A curve has this many points, and every corner besides.
 _NUM_POINTS: Final = 1000
+# Bars with less of the width than this have their words on two lines, or none.
+_NARROW, _TOO_NARROW = 0.13, 0.05
 _LINES: Final = ("#2171b5", "#d94801", "#238b45", "#6a51a3")
 _ZEROS, _MOVING, _FIXED, _TEACHER = "#969696", "#fdae6b", "#d94801", "#74c476"
 
@@ -38,7 +40,7 @@ def plot(plan: Timeline, path: Path, title: str, held: Held | None = None) -> No
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_rates(panels[0], plan)
     if lanes:
-        _draw_lanes(panels[1], lanes)
+        _draw_lanes(panels[1], lanes, plan.num_epochs)
     panels[-1].set_xlim(0, plan.num_epochs)
     panels[-1].set_xlabel("epoch")
     figure.suptitle(title, fontsize=10)
@@ -48,6 +50,7 @@ def plot(plan: Timeline, path: Path, title: str, held: Held | None = None) -> No
 def _draw_rates(axes: Axes, plan: Timeline) -> None:
     for index, group in enumerate(plan.groups):
         colour, label = _LINES[index % len(_LINES)], None if group is None else f"group {group}"
+        style = "-" if index == 0 else "--"  # where groups agree, all of them are seen
         for modifier, stretches in groupby(plan.stretches, key=lambda stretch: stretch.rates[index]):
             if modifier is None:
                 continue
@@ -55,7 +58,7 @@ def _draw_rates(axes: Axes, plan: Timeline) -> None:
             epochs = _epochs(part[0].first, part[-1].end)
             # A part is drawn to where it arrives, though the step at its end has the next part's rate.
             rates = [modifier.learning_rate_at(clock) for clock in epochs]
-            axes.plot([clock.epoch for clock in epochs], rates, color=colour, lw=1.6, label=label)
+            axes.plot([clock.epoch for clock in epochs], rates, color=colour, lw=1.6, ls=style, label=label)
             label = None
     if any(rate is None for stretch in plan.stretches for rate in stretch.rates):
         axes.text(0.01, 0.05, "where there is no line, the flags say it", transform=axes.transAxes, fontsize=8)
@@ -105,11 +108,14 @@ def _lanes(plan: Timeline, held: Held | None) -> list[_Lane]:
     return lanes
 
 
-def _draw_lanes(axes: Any, lanes: list[_Lane]) -> None:
+def _draw_lanes(axes: Any, lanes: list[_Lane], num_epochs: float) -> None:
     for row, (_, bars) in enumerate(lanes):
         for start, end, colour, words in bars:
             axes.barh(row, end - start, 0.7, left=start, color=colour, edgecolor="white")
-            axes.text((start + end) / 2, row, words, ha="center", va="center", fontsize=8, clip_on=True)
+            share = (end - start) / num_epochs
+            if share > _TOO_NARROW:
+                fitting = words if share > _NARROW else words.replace(" ", "\n", 1)
+                axes.text((start + end) / 2, row, fitting, ha="center", va="center", fontsize=8)
     axes.set_yticks(range(len(lanes)), [name for name, _ in lanes])
     axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
