@@ -46,7 +46,7 @@ PARTS: dict[str, Part] = {
     "compress": _part(1, "torch triton", neighbours="packing"),
     "session": _part(2, "torch"),
     "modifiers": _part(2, "torch pydantic", neighbours="session"),
-    "recipe": _part(3, "torch pydantic yaml"),
+    "recipe": _part(3, "torch pydantic yaml matplotlib"),
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),

@@ -107,6 +107,14 @@ def test_the_command_runs_as_it_stands(command: str, desk: Path) -> None:
         assert "F1" in shown or "score" in shown.lower()
     elif kind == "benchmark":
         assert output is not None and (desk / output[1] / "results.json").is_file()
+    elif kind == "recipe":
+        says = {
+            "list": "question_answering/dense",
+            "show": "!EpochRange",
+            "check": "0 errors",
+            "plan": "steps an epoch",
+        }
+        assert says[command.split()[2]] in shown
     elif output is None:
         assert "--help" in command
     else:

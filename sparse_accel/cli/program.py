@@ -19,6 +19,7 @@ from sparse_accel.cli import (
     export_command,
     launch_config_command,
     predict_command,
+    recipe_command,
     zoo_command,
 )
 from sparse_accel.cli.arguments import CommandLine, Flag, command_name, normalise, unknown_option
@@ -33,6 +34,9 @@ UsageError: Final[type[Any]] = typer.BadParameter.__mro__[2]
 
 # The words of the command line that name a task -> the task.
 TASK_WORDS: Final = {"question_answering": "question_answering", "qa": "question_answering"}
+
+# Commands that have commands of their own -> what is asked where none is named.
+_GROUPS: Final = {"benchmark": "of what", "recipe": "to do what"}
 
 app = typer.Typer(
     name="sparse_accel",
@@ -216,6 +220,7 @@ for _module in (
     benchmark_command,
     decompress_command,
     launch_config_command,
+    recipe_command,
     zoo_command,
 ):
     _module.register(app)
@@ -250,14 +255,18 @@ def _plain_words(words: list[str], command: Any) -> list[str]:
     return _native_switches(normalise(words, line), line, negations)
 
 
-def _benchmark_words(words: list[str], subjects: Mapping[str, Any]) -> list[str]:
-    """The words after `benchmark`: what is measured comes first."""
+def _words_of_group(group: str, words: list[str], members: Mapping[str, Any]) -> list[str]:
+    """The words after the name of a group of commands: one of its members comes first."""
     if not words:
-        raise OptionError(f"benchmark: of what? `sparse_accel benchmark {next(iter(subjects))} ...`")
+        raise OptionError(
+            f"{group}: {_GROUPS[group]}? One of {', '.join(members)}: `sparse_accel {group} {next(iter(members))} ...`"
+        )
     if words[0] in ("--help", "-h"):
         return ["--help"]
-    name = command_name(words[0], subjects, "benchmark")
-    return [name, *_plain_words(words[1:], subjects[name])]
+    if words[0].startswith("-"):
+        raise OptionError(f"{words[0]}: comes after one of {group}'s commands: {', '.join(members)}")
+    name = command_name(words[0], members, f"{group} command")
+    return [name, *_plain_words(words[1:], members[name])]
 
 
 def _zoo_words(words: list[str], actions: Mapping[str, Any]) -> list[str]:
@@ -281,10 +290,10 @@ def parse(argv: list[str]) -> list[str]:
         raise OptionError(f"{argv[0]}: comes after a command; commands: {', '.join(program)}")
     name = command_name(argv[0], program)
     rest = argv[1:]
-    if name == "benchmark":
-        return [name, *_benchmark_words(rest, program[name].commands)]
     if name == "zoo":
         return [name, *_zoo_words(rest, program[name].commands)]
+    if name in _GROUPS:
+        return [name, *_words_of_group(name, rest, program[name].commands)]
     if name != "train":
         return [name, *_plain_words(rest, program[name])]
     if not rest:

@@ -39,6 +39,8 @@ class Modifier(BaseModel):
 
     # Fields of SparseML's that mean nothing here and are accepted with a warning: name -> why.
     ignored_fields: ClassVar[Mapping[str, str]] = {}
+    # Fields that are read and checked, and change nothing whatever they say: name -> why.
+    idle_fields: ClassVar[Mapping[str, str]] = {}
 
     start_epoch: Epoch = None
     end_epoch: Epoch = None

@@ -153,7 +153,12 @@ class QuantizationModifier(Modifier):
     A recipe uses the legacy fields or the scheme's, not both; which of them decides the meaning, as in SparseML.
     """
 
-    ignored_fields: ClassVar = {}
+    idle_fields: ClassVar = {
+        "model_fuse_fn_name": "there are no convolutions to fuse with batch norms",
+        "quantize_conv_activations": "convolutions are not quantized",
+        "exclude_batchnorm": "batch norms are never quantized",
+        "num_calibration_steps": "in training, ranges follow the training batches; it counts with --one_shot only",
+    }
 
     # Both spellings.
     disable_quantization_observer_epoch: Epoch = None

@@ -68,7 +68,7 @@ def read(source: str) -> Value:
         inner = _front_matter(text) if _opens_with_fence(text) else None
         return parse(text if inner is None else inner, RAW_NAME)
     path = _find(source)
-    text = _read_text(path)
+    text = _with_plain_line_ends(_read_text(path))
     if path.suffix.lower() == ".md":
         inner = _front_matter(text)
         if inner is None:
@@ -77,6 +77,11 @@ def read(source: str) -> Value:
             )
         text = inner
     return parse(text, str(path))
+
+
+def read_raw(source: str) -> str:
+    """A recipe's file as it is, comments and all; `source` is as for `read`."""
+    return source if "\n" in source or "\r" in source else _read_text(_find(source))
 
 
 def parse(text: str, name: str) -> Value:
@@ -140,7 +145,7 @@ def _nearest_file(path: Path) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return _with_plain_line_ends(path.read_bytes().decode("utf-8-sig"))
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"is not a text file in UTF-8 (byte {error.start})", str(path)) from None
     except OSError as error:

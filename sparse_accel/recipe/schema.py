@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -54,9 +54,12 @@ class Recipe:
         """Read a recipe from a file (.yaml, .yml, .md), by a shipped recipe's name or from its own text.
 
         `args` are recipe_args: values for its variables.
-        Raises RecipeError, with file:line, for whatever keeps it from being carried out.
+        Raises RecipeError, with file:line, for whatever keeps it from being carried out: all of it at once.
         """
-        return _build(reader.read(source), arguments.parse_arguments(args))
+        reading = read_recipe(source, args)
+        if reading.recipe is None:
+            raise together(reading.problems)
+        return reading.recipe
 
     @classmethod
     def empty(cls) -> Recipe:
@@ -81,15 +84,19 @@ class Recipe:
         """The modifiers of one class."""
         return tuple(modifier for modifier in self.modifiers if isinstance(modifier, kind))
 
+    def problems(self, num_epochs: float) -> list[RecipeError]:
+        """What would make a modifier useless or wrong in a run of `num_epochs`."""
+        return [
+            RecipeError(f"{_name(modifier)}: {problem}", place)
+            for modifier, place in zip(self.modifiers, self.places, strict=True)
+            for problem in modifier.problems(num_epochs)
+        ]
+
     def check(self, num_epochs: float) -> None:
-        """Raises RecipeError that lists what would make a modifier useless or wrong in a run of `num_epochs`."""
-        _raise_all(
-            [
-                (place, f"{_name(modifier)}: {problem}")
-                for modifier, place in zip(self.modifiers, self.places, strict=True)
-                for problem in modifier.problems(num_epochs)
-            ]
-        )
+        """Raises RecipeError that lists all `problems`."""
+        problems = self.problems(num_epochs)
+        if problems:
+            raise together(problems)
 
     def plan(self, plan: CompressionPlan, model: nn.Module) -> None:
         """Before sharding: what the model needs for the whole run. Raises RecipeError for what it cannot have."""
@@ -208,31 +215,75 @@ class _Section:
     modifiers: list[Value]
 
 
-def _build(root: Value, overrides: Mapping[str, Any]) -> Recipe:
-    top, stages = _sections(root)
+@dataclass(frozen=True)
+class Reading:
+    """What came of reading a recipe: `recipe` is None where there are `problems`."""
+
+    recipe: Recipe | None
+    problems: list[RecipeError]
+    warnings: list[str]
+
+
+def read_recipe(source: str, args: str | Mapping[str, Any] | None = None) -> Reading:
+    """Read a recipe as `Recipe.load` does, and say all that is wrong with it rather than the first. Text that is no YAML
+    has one problem only: where it breaks."""
+    recipe: Recipe | None = None
+    problems: list[RecipeError] = []
+    warnings: list[str] = []
+    with _collected(problems):
+        recipe = _build(reader.read(source), arguments.parse_arguments(args), problems, warnings)
+    return Reading(recipe, _without_repeats(problems), warnings)
+
+
+def together(problems: Sequence[RecipeError]) -> RecipeError:
+    """One error for all problems, each with its place."""
+    first, *others = problems
+    return RecipeError("\n".join([first.message, *map(str, others)]), first.where) if others else first
+
+
+@contextmanager
+def _collected(problems: list[RecipeError]) -> Iterator[None]:
+    """Notes an error among the problems, so that what comes after is looked at too."""
+    try:
+        yield
+    except RecipeError as error:
+        problems.append(error)
+
+
+def _without_repeats(problems: list[RecipeError]) -> list[RecipeError]:
+    """A variable that cannot be had is a problem once, however often it is asked for."""
+    return list({str(problem): problem for problem in problems}.values())
+
+
+def _build(
+    root: Value, overrides: Mapping[str, Any], problems: list[RecipeError], warnings: list[str]
+) -> Recipe | None:
+    """The recipe, or None where `problems` were found, which are added to those given."""
+    top, stages = _sections(root, problems)
     sections = [top, *stages]
     declared = [dict(section.variables) for section in sections]
-    replaced = _override(sections, overrides)
+    replaced = _override(sections, overrides, problems)
     scopes = [Scope(top.variables, replaced)]
     scopes += [Scope(stage.variables, replaced, outer=scopes[0]) for stage in stages]
-    variables = {name: scopes[0].variable(name) for name in top.variables}
-    for scope in scopes[1:]:
-        variables.update({name: scope.variable(name) for name in scope.variables})
-    warnings: list[str] = []
-    built = [
-        (_modifier(entry, scope, warnings), entry.where)
-        for section, scope in zip(sections, scopes, strict=True)
-        for entry in section.modifiers
-    ]
-    if not built:
+    variables: dict[str, Any] = {}
+    for scope in scopes:
+        for name in scope.variables:
+            with _collected(problems):
+                variables[name] = scope.variable(name)
+    entries = [(entry, scope) for section, scope in zip(sections, scopes, strict=True) for entry in section.modifiers]
+    found = [(_modifier(entry, scope, problems, warnings), entry.where) for entry, scope in entries]
+    if not entries and not problems:
         raise RecipeError("the recipe has no modifiers; they stand in lists such as training_modifiers", root.where)
+    built = [(modifier, place) for modifier, place in found if modifier is not None]
     built.sort(key=lambda pair: _execution_order(pair[0]))
-    _refuse_conflicts(built)
+    problems += _conflicts(built)
+    if problems:
+        return None  # and an expression that failed half way has not used all its variables
     warnings += _unused(declared, scopes, overrides)
     return Recipe(tuple(m for m, _ in built), variables, tuple(place for _, place in built), warnings)
 
 
-def _sections(root: Value) -> tuple[_Section, list[_Section]]:
+def _sections(root: Value, problems: list[RecipeError]) -> tuple[_Section, list[_Section]]:
     if root.tag is not None:
         return _Section({}, [root]), []
     if not isinstance(root.data, dict):
@@ -242,34 +293,41 @@ def _sections(root: Value) -> tuple[_Section, list[_Section]]:
             root.where,
         )
     stages = {key: value for key, value in root.data.items() if _is_stage(value)}
-    top = _section({key: value for key, value in root.data.items() if key not in stages})
-    return top, [_section(stage.data) for stage in stages.values()]
+    top = _section({key: value for key, value in root.data.items() if key not in stages}, problems)
+    return top, [_section(stage.data, problems) for stage in stages.values()]
 
 
 def _is_stage(value: Value) -> bool:
     return value.tag is None and isinstance(value.data, dict) and any(_GROUP in str(key) for key in value.data)
 
 
-def _section(entries: Mapping[Any, Value]) -> _Section:
+def _section(entries: Mapping[Any, Value], problems: list[RecipeError]) -> _Section:
     variables: dict[str, Value] = {}
     modifiers: list[Value] = []
     for key, value in entries.items():
         if _GROUP not in str(key):
             stray = next((inner for inner in value.walk() if inner.tag is not None), None)
-            if stray is not None:
-                raise RecipeError(
-                    f"{stray.tag} stands under {key!r}; modifiers stand in lists under a name with {_GROUP!r} in it, "
-                    f"such as training_{_GROUP}",
-                    stray.where,
+            if stray is None:
+                variables[str(key)] = value
+            else:
+                problems.append(
+                    RecipeError(
+                        f"{stray.tag} stands under {key!r}; modifiers stand in lists under a name with {_GROUP!r} in it, "
+                        f"such as training_{_GROUP}",
+                        stray.where,
+                    )
                 )
-            variables[str(key)] = value
         elif isinstance(value.data, list):
-            modifiers += [_tagged(item) for item in value.data]
+            for item in value.data:
+                with _collected(problems):
+                    modifiers.append(_tagged(item))
         elif value.tag is not None or isinstance(value.data, dict):
-            raise RecipeError(
-                f"{key!r} is not a list; this looks like a recipe of SparseML's session API (modifiers by name, "
-                "without tags), which is not run here: write each modifier as an item '- !NameOfModifier'",
-                value.where,
+            problems.append(
+                RecipeError(
+                    f"{key!r} is not a list; this looks like a recipe of SparseML's session API (modifiers by name, "
+                    "without tags), which is not run here: write each modifier as an item '- !NameOfModifier'",
+                    value.where,
+                )
             )
         elif value.data is not None:
             variables[str(key)] = value
@@ -290,20 +348,23 @@ def _tagged(item: Value) -> Value:
     return item
 
 
-def _override(sections: list[_Section], overrides: Mapping[str, Any]) -> Overrides:
+def _override(sections: list[_Section], overrides: Mapping[str, Any], problems: list[RecipeError]) -> Overrides:
     replaced = Overrides()
     for name, data in overrides.items():
         homes = [section for section in sections if name in section.variables]
         if not homes:
-            if _GROUP in name:
-                raise RecipeError(f"{name!r} is a list of modifiers; only variables can be set", arguments.WHERE)
-            known = dict.fromkeys(variable for section in sections for variable in section.variables)
-            hint = suggestion(name, known) if known else "; the recipe has no variables"
-            raise RecipeError(f"the recipe has no variable {name!r}{hint}", arguments.WHERE)
+            problems.append(RecipeError(_no_variable(name, sections), arguments.WHERE))
         for section in homes:
             new = from_plain(data, f"{arguments.WHERE} {name}")
             section.variables[name] = replaced.replace(section.variables[name], new)
     return replaced
+
+
+def _no_variable(name: str, sections: list[_Section]) -> str:
+    if _GROUP in name:
+        return f"{name!r} is a list of modifiers; only variables can be set"
+    known = dict.fromkeys(variable for section in sections for variable in section.variables)
+    return f"the recipe has no variable {name!r}{suggestion(name, known) if known else '; the recipe has no variables'}"
 
 
 def _unused(declared: list[dict[str, Value]], scopes: list[Scope], overrides: Mapping[str, Any]) -> Iterator[str]:
@@ -317,44 +378,48 @@ def _unused(declared: list[dict[str, Value]], scopes: list[Scope], overrides: Ma
                 yield f"{original.where}: the variable {name!r} is not used"
 
 
-def _modifier(entry: Value, scope: Scope, warnings: list[str]) -> Modifier:
+def _modifier(entry: Value, scope: Scope, problems: list[RecipeError], warnings: list[str]) -> Modifier | None:
+    """The modifier that an item describes, or None where it has problems. The fields of one that is unknown are looked at
+    as well: they use variables."""
     tag, where = str(entry.tag), entry.where
+    kind = MODIFIERS.get(tag)
+    own: list[RecipeError] = []
     if tag in REFUSED:
-        raise RecipeError(f"{tag} is not offered here: {REFUSED[tag]}", where)
-    if tag not in MODIFIERS:
-        raise RecipeError(f"there is no modifier {tag!r}{suggestion(tag, MODIFIERS)}", where)
-    kind = MODIFIERS[tag]
-    ignored = {**_IGNORED_EVERYWHERE, **kind.ignored_fields}
+        own.append(RecipeError(f"{tag} is not offered here: {REFUSED[tag]}", where))
+    elif kind is None:
+        own.append(RecipeError(f"there is no modifier {tag!r}{suggestion(tag, MODIFIERS)}", where))
+    ignored = {**_IGNORED_EVERYWHERE, **(kind.ignored_fields if kind is not None else {})}
     fields: dict[str, Any] = {}
-    problems: list[tuple[str, str]] = []
     for name, value in entry.data.items():
-        data = scope.resolve(value)
-        if name in ignored:
-            warnings.append(f"{value.where}: {tag}: {name} is ignored: {ignored[name]}")
-        elif name in kind.model_fields:
-            fields[name] = data
-        else:
-            problems.append(
-                (value.where, f"{tag}: there is no field {name!r}{suggestion(str(name), kind.model_fields)}")
-            )
-    _raise_all(problems)
-    try:
-        modifier = kind.model_validate(fields)
-    except ValidationError as error:
-        _raise_all([_complaint(detail, tag, entry) for detail in error.errors()])
-        raise
-    except RecipeError as error:
-        raise error.at(where) from None
-    _refuse_bad_epochs(modifier, entry)
-    return modifier
+        with _collected(own):
+            data = scope.resolve(value)
+            if kind is None or name in kind.model_fields:
+                fields[name] = data
+            elif name in ignored:
+                warnings.append(f"{value.where}: {tag}: {name} is ignored: {ignored[name]}")
+            else:
+                hint = suggestion(str(name), kind.model_fields)
+                raise RecipeError(f"{tag}: there is no field {name!r}{hint}", value.where)
+    modifier = None
+    if kind is not None and not own:
+        try:
+            modifier = kind.model_validate(fields)
+        except ValidationError as error:
+            own += [_complaint(detail, tag, entry) for detail in error.errors()]
+        except RecipeError as error:
+            own.append(error.at(where))
+    if modifier is not None:
+        own += _bad_epochs(modifier, entry)
+    problems += own
+    return None if own else modifier
 
 
-def _complaint(detail: Any, tag: str, entry: Value) -> tuple[str, str]:
-    """Place and text of one of pydantic's errors."""
+def _complaint(detail: Any, tag: str, entry: Value) -> RecipeError:
+    """One of pydantic's errors, in our words and with its place."""
     name = str(detail["loc"][0]) if detail["loc"] else None
     place = entry.data[name].where if name in entry.data else entry.where
     if detail["type"] == "missing":
-        return place, f"{tag}: the field {name!r} is missing"
+        return RecipeError(f"{tag}: the field {name!r} is missing", place)
     message = (
         str(detail["msg"])
         .removeprefix("Value error, ")
@@ -362,33 +427,35 @@ def _complaint(detail: Any, tag: str, entry: Value) -> tuple[str, str]:
         .replace("a valid tuple", "a list")
     )
     if name is None:
-        return place, f"{tag}: {message}"
+        return RecipeError(f"{tag}: {message}", place)
     hint = ""
     if isinstance(detail["input"], str) and "eval(" in detail["input"]:
         hint = "; eval(...) must enclose the whole value"
-    return place, f"{tag}: {name} {message}; got {detail['input']!r}{hint}"
+    return RecipeError(f"{tag}: {name} {message}; got {detail['input']!r}{hint}", place)
 
 
-def _refuse_bad_epochs(modifier: Modifier, entry: Value) -> None:
+def _bad_epochs(modifier: Modifier, entry: Value) -> Iterator[RecipeError]:
+    is_sound = True
     for name in type(modifier).model_fields:
         epoch = getattr(modifier, name)
         if name.endswith("_epoch") and epoch is not None and not 0.0 <= epoch < math.inf:
-            place = entry.data[name].where
-            raise RecipeError(
-                f"{_name(modifier)}: {name} must be an epoch from 0 on, or -1 for none; got {epoch}", place
+            is_sound = False
+            yield RecipeError(
+                f"{_name(modifier)}: {name} must be an epoch from 0 on, or -1 for none; got {epoch}",
+                entry.data[name].where,
             )
-    if modifier.end_epoch is not None and modifier.end_epoch < modifier.interval.start:
-        raise RecipeError(
+    if is_sound and modifier.end_epoch is not None and modifier.end_epoch < modifier.interval.start:
+        yield RecipeError(
             f"{_name(modifier)}: end_epoch {modifier.end_epoch} lies before start_epoch {modifier.start_epoch}",
             entry.data["end_epoch"].where,
         )
 
 
-def _refuse_conflicts(built: list[tuple[Modifier, str]]) -> None:
+def _conflicts(built: list[tuple[Modifier, str]]) -> Iterator[RecipeError]:
     for (one, one_place), (other, other_place) in combinations(built, 2):
         shared = sorted(a for a in one.owns() for b in other.owns() if _same_knob(a, b))
         if shared and _overlap(one, other) and not (_takes_over(one, other) and _stays_set(shared)):
-            raise RecipeError(
+            yield RecipeError(
                 f"{_name(other)} and the {_name(one)} at {one_place} both set {shared[0]} at the same time; "
                 "let one end before the other starts",
                 other_place,
@@ -418,10 +485,3 @@ def _overlap(one: Modifier, other: Modifier) -> bool:
 def _leave_a_gap(one: Modifier, other: Modifier) -> bool:
     earlier, later = sorted((one.interval, other.interval), key=lambda interval: interval.start)
     return earlier.end is not None and later.start - earlier.end > _SAME_MOMENT
-
-
-def _raise_all(problems: list[tuple[str, str]]) -> None:
-    """One error for all problems, each with its place; nothing when there are none."""
-    if problems:
-        (place, text), *others = problems
-        raise RecipeError("\n".join([text, *(f"{where}: {other}" for where, other in others)]), place)

@@ -22,6 +22,13 @@ def names() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{_SUFFIX}"))
 
 
+def purpose(name: str) -> str:
+    """What a shipped recipe is for: the first line of the comment that it begins with."""
+    path = find(name)
+    assert path is not None, name
+    return path.read_text("utf-8").partition("\n")[0].lstrip("# ").rstrip(".")
+
+
 def find(name: str) -> Path | None:
     """The file of a shipped recipe, named with or without its suffix; None when there is no such recipe."""
     folder = _folder()

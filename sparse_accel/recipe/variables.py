@@ -43,6 +43,7 @@ class Scope:
         self._overrides = overrides
         self._outer = outer
         self._known: dict[str, Any] = {}
+        self._failed: dict[str, RecipeError] = {}
         self._pending: list[str] = []
 
     def names(self) -> list[str]:
@@ -57,14 +58,21 @@ class Scope:
             raise RecipeError(f"the variable {name!r} is not defined{suggestion(name, self.names())}")
         if name in self._known:
             return self._known[name]
+        if name in self._failed:
+            raise self._failed[name]
         if name in self._pending:
             chain = " -> ".join([*self._pending[self._pending.index(name) :], name])
             raise RecipeError(f"variables depend on each other in a circle: {chain}")
         if len(self._pending) >= _LONGEST_CHAIN:
             raise RecipeError(f"eval({name}): the chain of variables is too long; {_LONGEST_CHAIN} are allowed")
         self._pending.append(name)
-        self._known[name] = self.resolve(self.variables[name])
-        self._pending.pop()
+        try:
+            self._known[name] = self.resolve(self.variables[name])
+        except RecipeError as error:
+            self._failed[name] = error
+            raise
+        finally:
+            self._pending.pop()
         return self._known[name]
 
     def resolve(self, value: Value) -> Any:

@@ -203,10 +203,15 @@ def model_size(folder: Path, option: str) -> ModelSize:
                 count *= length
             total += count
             prunable += count if len(shape) == 2 and "embed" not in name else 0
-    typical = typical_size(max(1, total))
+    return sized(config, total, prunable)
+
+
+def sized(config: Any, num_parameters: int, num_prunable: int) -> ModelSize:
+    """The size of a model of which the config (a mapping) and the counts are known."""
+    typical = typical_size(max(1, num_parameters))
     return ModelSize(
-        num_parameters=total,
-        num_prunable=prunable,
+        num_parameters=num_parameters,
+        num_prunable=num_prunable,
         num_layers=_number(config, _NUM_LAYERS, typical.num_layers),
         hidden_size=_number(config, _HIDDEN, typical.hidden_size),
         num_heads=_number(config, _NUM_HEADS, typical.num_heads),

@@ -101,7 +101,7 @@ class PackedCollator:
         columns["position_ids"] = np.concatenate([counted[: part.stop - part.start] for part in parts])
         within = np.arange(self.max_length if self.fixed_length else longest)
         mask = (within < sizes[:, None]).astype(np.int64)
-        batch = {"rows": (bounds[:-1, None] + within) * mask, "attention_mask": mask}
+        batch: dict[str, np.ndarray] = {"rows": (bounds[:-1, None] + within) * mask, "attention_mask": mask}
         if self.pad_tokens_to is not None:
             surplus = self.pad_tokens_to - total
             # A batch that is not whole, or one beyond what was foreseen, keeps its own length.
