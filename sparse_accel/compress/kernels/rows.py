@@ -41,7 +41,8 @@ class RowExtremes(NamedTuple):
 def row_extremes(x: Tensor, smallest: int = _SMALLEST) -> RowExtremes | None:
     """The extremes of `x`, or None where this module has no form for it: not on a CPU, smaller than `smallest`, not dense
     in memory, or within a graph that is being traced."""
-    if not x.is_cpu or x.numel() < max(smallest, 1) or torch.compiler.is_compiling():
+    # First of all: while a graph is traced, to look at a size would fix it.
+    if torch.compiler.is_compiling() or not x.is_cpu or x.numel() < max(smallest, 1):
         return None
     strides = x.stride()
     order = tuple(sorted(range(x.dim()), key=lambda dim: -strides[dim]))
