@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sparse_accel.recipe.timeline_plan import Held, Timeline
     from sparse_accel.runtime.recipe_outlook import Outlook
 
-_PLOT_ENDINGS = (".png", ".svg")
 
 _Args = Annotated[
     str | None,
@@ -169,15 +168,15 @@ def plan_command(
     what of it is masked and quantized, and an estimate of memory and bytes."""
     from sparse_accel.recipe import timeline_plan
     from sparse_accel.recipe.schema import Recipe
-    from sparse_accel.recipe.timeline_plot import can_plot
+    from sparse_accel.recipe.timeline_plot import SUFFIXES, can_plot
     from sparse_accel.recipe.timeline_plot import plot as draw
 
     if num_examples is not None and train_file is not None:
         raise OptionError("--num_examples and --train_file both say how much data there is; give one of them")
     if not num_train_epochs > 0:
         raise OptionError(f"--num_train_epochs: expected a number above 0, got {num_train_epochs:g}")
-    if plot is not None and plot.suffix.lower() not in _PLOT_ENDINGS:
-        raise OptionError(f"--plot {plot}: its name should end in {' or '.join(_PLOT_ENDINGS)}")
+    if plot is not None and plot.suffix.lower() not in SUFFIXES:
+        raise OptionError(f"--plot {plot}: its name should end in {' or '.join(SUFFIXES)}")
     if plot is not None and not can_plot():
         raise OptionError("--plot needs matplotlib: `python -m pip install 'sparse_accel[plot]'`")
     if distill_teacher is not None and model is None:
