@@ -95,13 +95,15 @@ class PackedCollator:
         columns = {}
         for name in self.pad_values:
             column = features.tokens[name]
-            columns[name] = np.concatenate([column[part] for part in parts]).astype(np.int64)
+            columns[name] = np.concatenate([column[part] for part in parts], dtype=np.int64)
         longest = int(sizes.max())
         counted = np.arange(self.first_position, self.first_position + longest)
         columns["position_ids"] = np.concatenate([counted[: part.stop - part.start] for part in parts])
         within = np.arange(self.max_length if self.fixed_length else longest)
         mask = (within < sizes[:, None]).astype(np.int64)
-        batch: dict[str, np.ndarray] = {"rows": (bounds[:-1, None] + within) * mask, "attention_mask": mask}
+        rows = bounds[:-1, None] + within
+        rows *= mask
+        batch: dict[str, np.ndarray] = {"rows": rows, "attention_mask": mask}
         if self.pad_tokens_to is not None:
             surplus = self.pad_tokens_to - total
             # A batch that is not whole, or one beyond what was foreseen, keeps its own length.
