@@ -41,6 +41,10 @@ def test_the_tree_is_the_projects() -> None:
     assert found[0] == readme_tree.tree(), "run: python tests/readme_tree.py"
 
 
+# Starts with this: run with the exhaustive ones.
+LONG = "sparse_accel benchmark inference"
+
+
 @pytest.mark.parametrize("command", MAKE)
 def test_make_knows_the_command(command: str) -> None:
     subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
@@ -92,7 +96,14 @@ def _run(command: str, folder: Path) -> str:
 # Each names its own output folder and none needs another's result.
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("command", PROGRAM)
+@pytest.mark.parametrize(
+    "command",
+    # One takes minutes, and what it does has tests of its own.
+    [
+        pytest.param(command, marks=[pytest.mark.exhaustive] if command.startswith(LONG) else [], id=command)
+        for command in PROGRAM
+    ],
+)
 def test_the_command_runs_as_it_stands(command: str, desk: Path) -> None:
     needs_deployment = DEPLOYMENT in command and not command.startswith("sparse_accel export")
     if needs_deployment and not (desk / DEPLOYMENT).is_dir():

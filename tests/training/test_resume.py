@@ -39,7 +39,10 @@ def test_a_run_that_stopped_anywhere_ends_with_the_same_bits(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("sent", "after"), [(signal.SIGKILL, 3), (signal.SIGKILL, 9), (signal.SIGTERM, 5)])
+@pytest.mark.parametrize(
+    ("sent", "after"),
+    [(signal.SIGKILL, 3), pytest.param(signal.SIGKILL, 9, marks=pytest.mark.exhaustive), (signal.SIGTERM, 5)],
+)
 def test_a_killed_process_resumes_by_itself(
     world: dict[str, Any], unbroken: Path, tmp_path: Path, sent: signal.Signals, after: int
 ) -> None:
