@@ -104,12 +104,6 @@ class StepSampler:
         rounds = [features[at : at + per_round] for at in range(0, len(features), per_round)]
         return [np.array_split(part, self.world_size)[self.rank] for part in rounds]
 
-    def most_tokens(self, epoch: int) -> int:
-        """The tokens of the longest micro-batch of an epoch, whichever rank has it."""
-        assert self.lengths is not None
-        tokens = self.lengths[self.order(epoch)]
-        return int(np.add.reduceat(tokens, np.arange(0, len(tokens), self.micro_batch_size)).max())
-
 
 @dataclass(frozen=True)
 class MicroBatch:

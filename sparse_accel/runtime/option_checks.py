@@ -91,9 +91,10 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
     )
     for name, fitting in (
         ("group_by_length", ("grouped",)),
-        ("pad_to_max_length", ("grouped", "padded")),
+        # Before --pad_to_max_length, which they imply: the person is told of what they wrote.
         ("distill_include_padding", ("grouped", "padded")),
         ("observe_padding", ("grouped", "padded")),
+        ("pad_to_max_length", ("grouped", "padded")),
     ):
         _refuse(
             bool(getattr(options, name)) and options.batching not in fitting,

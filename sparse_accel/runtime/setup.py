@@ -317,7 +317,7 @@ def load_teacher(
     *,
     is_packed: bool,
 ) -> tuple[LoadedTeacher | None, str | None]:
-    """The teacher, whole on the CPU, or None where none is wanted, and why. `is_packed` says what batches it will see.
+    """The teacher, whole on the CPU, or None where none is wanted, and what to tell the user. `is_packed` says what batches it will see.
 
     Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
     """
@@ -350,13 +350,12 @@ def load_teacher(
             "fine-tuned first"
         )
     teacher_tokenizer = load_tokenizer(wish, teacher_options, "--distill_teacher") if has_tokenizer(wish) else None
-    if is_packed:
-        let_teacher_pack(teacher, student, task.output_keys)
+    note = let_teacher_pack(teacher, student, task.output_keys) if is_packed else None
     reads = min(options.max_seq_length, max_positions(student) or options.max_seq_length, tokenizer.model_max_length)
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
     )
-    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), None
+    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), note
 
 
 def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
@@ -447,10 +446,14 @@ def choose_batching(
     )
 
 
-def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> None:
-    """Let a teacher take packed batches as they are, where it is able to and counts positions as the student does."""
-    if first_position(teacher) == first_position(student):
-        obstacle_to_packing(teacher, output_keys)
+def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> str | None:
+    """Let a teacher take packed batches as they are, where it is able to and counts positions as the student does; else why
+    its batches are padded, for the user."""
+    if first_position(teacher) != first_position(student):
+        obstacle = "it counts positions from another number than the student"
+    else:
+        obstacle = obstacle_to_packing(teacher, output_keys) or ""
+    return f"the teacher is given padded batches: {obstacle}" if obstacle else None
 
 
 def build_loader(

@@ -101,7 +101,6 @@ def test_balanced_batches_have_equally_many_features_and_tokens(micro: int, accu
     tokens = lengths[order[:whole]].reshape(-1, world_size, micro).sum(2)
     assert tokens.std() / tokens.mean() < 0.01
     assert (tokens.max(1) / tokens.mean(1)).mean() < 1.02  # what the slowest rank makes the others wait
-    assert sampler.most_tokens(0) >= tokens.max()
 
 
 def test_balanced_batches_of_one_feature_are_what_they_can_be() -> None:
