@@ -1,6 +1,6 @@
 """Packed batches: N features that lie end to end in one row of T tokens, and how a model is called with them.
 
-A packed batch has `cu_seq_lens_q` int32 [N + 1] or longer (where each sequence begins and the last ends), and `rows` int64
+A packed batch has `cu_seq_lens_q` int32 [N + 1] (where each sequence begins and the last ends), and `rows` int64
 [N, S], which of the T tokens is each feature's s-th (0 where it has none). Whether a batch is packed or padded, its
 `attention_mask` int64 [N, S] says where features have tokens.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 # What a model is given of a packed batch beside its token columns.
 BOUNDS: Final = "cu_seq_lens_q"
 LONGEST: Final = "max_length_q"
-_NO_INPUT: Final = ("position_ids", "real_tokens")
 
 
 def is_packed(batch: Mapping[str, Tensor]) -> bool:
@@ -57,7 +56,7 @@ def padded_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Padding repeats the batch's first token; no position is named: the model counts for itself.
     """
     rows, shape = batch["rows"], batch["input_ids"].shape
-    columns = {name: value[0, rows] for name, value in batch.items() if value.shape == shape and name not in _NO_INPUT}
+    columns = {name: value[0, rows] for name, value in batch.items() if value.shape == shape and name != "position_ids"}
     return {**columns, "attention_mask": batch["attention_mask"]}
 
 

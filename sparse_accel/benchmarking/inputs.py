@@ -27,7 +27,7 @@ def measure_collating(rounds: int, seed: int) -> dict[str, Any]:
     dataset = padded_dataset(features, 384)
     batches = [np.arange(at, at + BATCH) for at in range(0, len(features), BATCH)]
     fillers = {"input_ids": 0, "token_type_ids": 0}
-    packed, padded = PackedCollator(fillers, 384), Collator(fillers, 384, pad_to_max_length=True)
+    packed, padded = PackedCollator(fillers), Collator(fillers, 384, pad_to_max_length=True)
 
     def theirs() -> None:
         for batch in batches:

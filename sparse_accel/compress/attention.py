@@ -186,7 +186,7 @@ def packed_attention_by_products(
         chosen = packed[0].index_select(1, tokens.flatten())
         return chosen.view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
 
-    with _observing(module, tokens, is_token):
+    with _observing(module, is_token):
         context, _ = attention_by_products(
             module,
             laid_out(query),
@@ -201,15 +201,15 @@ def packed_attention_by_products(
 
 
 @contextmanager
-def _observing(module: nn.Module, tokens: Tensor, is_token: Tensor) -> Iterator[None]:
-    """Let the products' quantizers look at the places that hold a token, and of a batch with a filler at the real ones."""
+def _observing(module: nn.Module, is_token: Tensor) -> Iterator[None]:
+    """Let the products' quantizers look at the places that hold a token."""
     quantizer = next(q for q in module.modules() if isinstance(q, ActivationQuantizer))
-    context, real = quantizer.context, quantizer.context.tokens
-    context.tokens = is_token if real is None else is_token & real[0][tokens]
+    context, before = quantizer.context, quantizer.context.tokens
+    context.tokens = is_token
     try:
         yield
     finally:
-        context.tokens = real
+        context.tokens = before
 
 
 def packed_attention(

@@ -85,16 +85,16 @@ class _Products(torch.autograd.Function):
         attended = query.new_zeros(q.shape[1], q.shape[0], v.shape[2])
         for part in _sequences(settings.bounds):
             scores = torch.bmm(q[:, part], k[:, part].transpose(1, 2))
-            on_scores = _round_in_place(settings.scores, scores, part)
+            on_scores = _round_in_place(settings.scores, scores)
             noise = None
             probabilities = torch.softmax(scores.mul_(settings.scale), dim=-1)
             if settings.dropout:
                 # As torch's dropout draws it.
                 noise = torch.empty_like(probabilities).bernoulli_(1 - settings.dropout).div_(1 - settings.dropout)
                 dropped = torch.mul(probabilities, noise, out=scores)
-                on_grid, on_probabilities = dropped, _round_in_place(settings.probabilities, dropped, part)
+                on_grid, on_probabilities = dropped, _round_in_place(settings.probabilities, dropped)
             else:
-                on_grid, on_probabilities = _round(settings.probabilities, probabilities, part)
+                on_grid, on_probabilities = _round(settings.probabilities, probabilities)
             attended[part] = torch.bmm(on_grid, v[:, part]).transpose(0, 1)
             saved += [probabilities, noise, on_grid, *_tensors(on_scores), *_tensors(on_probabilities)]
             ctx.orders.append([None if inside is None else inside.order for inside in (on_scores, on_probabilities)])
@@ -135,25 +135,25 @@ def _tensors(inside: Inside | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if inside is None else (inside.rows, inside.indices)
 
 
-def _round_in_place(quantizer: ActivationQuantizer | None, x: Tensor, part: slice) -> Inside | None:
-    """`x` [heads, queries, keys] of the tokens `part` on the grid of its quantizer, which looks at it first."""
+def _round_in_place(quantizer: ActivationQuantizer | None, x: Tensor) -> Inside | None:
+    """`x` [heads, queries, keys] on the grid of its quantizer, which looks at it first."""
     if quantizer is None or quantizer.is_idle:
         return None
     extremes = row_extremes(x, smallest=0)
     assert extremes is not None, "a fresh product is dense in memory"
-    quantizer.see_pairs(x, part, extremes)
+    quantizer.see_rows(extremes)
     if quantizer.calibrating:
         return None
     spec = quantizer.spec
     return rounded_in_place(x, quantizer.scale, quantizer.zero_point, spec.quant_min, spec.quant_max, extremes)
 
 
-def _round(quantizer: ActivationQuantizer | None, x: Tensor, part: slice) -> tuple[Tensor, Inside | None]:
+def _round(quantizer: ActivationQuantizer | None, x: Tensor) -> tuple[Tensor, Inside | None]:
     if quantizer is None or quantizer.is_idle:
         return x, None
     extremes = row_extremes(x, smallest=0)
     assert extremes is not None, "a fresh softmax is dense in memory"
-    quantizer.see_pairs(x, part, extremes)
+    quantizer.see_rows(extremes)
     if quantizer.calibrating:
         return x, None
     spec = quantizer.spec

@@ -79,7 +79,8 @@ class ObservationContext:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if BOUNDS in kwargs:
-            return  # a packed batch has no padding; `observe_tokens` says what of it is real
+            self.tokens = None  # a packed batch has no padding
+            return
         mask = None if self.observe_padding else kwargs.get("attention_mask")
         self.tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
@@ -255,17 +256,10 @@ class ActivationQuantizer(Quantizer):
         return wants and self.spec.fixed_range is None
 
     @torch.no_grad()
-    def see_pairs(self, x: Tensor, part: slice, extremes: RowExtremes) -> None:
-        """Let the range see x [heads, queries, keys], whose rows have these `extremes`, if this forward observes; queries
-        and keys are the tokens `part` of a packed batch on a CPU."""
-        if not self.observes or not self.context.counts:
-            return
-        tokens = None if self.context.observe_padding else self.context.tokens
-        real = None if tokens is None else tokens[0, part].nonzero().squeeze(1)
-        if real is None or len(real) == x.shape[1]:
+    def see_rows(self, extremes: RowExtremes) -> None:
+        """Let the range see a tensor without padding, whose rows have these `extremes`, if this forward observes."""
+        if self.observes and self.context.counts:
             self._widen(extremes.low.amin(), extremes.high.amax())
-        elif len(real):
-            self._widen(*torch.aminmax(x[:, real][:, :, real]))
 
     @torch.no_grad()
     def _collect(self, x: Tensor, token_dims: tuple[int, ...], extremes: RowExtremes | None) -> None:
@@ -376,11 +370,10 @@ def begin_step(model: nn.Module, step: int) -> None:
         context.step = step
 
 
-def observe_tokens(model: nn.Module, counts: bool, real_tokens: Tensor | None = None) -> None:
-    """Say whether the micro-batch that follows takes part in activation ranges, and of a packed one which tokens do, bool
-    [1, T]; None for all."""
+def observe_tokens(model: nn.Module, counts: bool) -> None:
+    """Say whether the micro-batch that follows takes part in activation ranges."""
     for context in _parts(model).contexts:
-        context.counts, context.tokens = counts, real_tokens
+        context.counts = counts
 
 
 def keep_weights(model: nn.Module, keeps: bool) -> None:

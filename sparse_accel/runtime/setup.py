@@ -438,7 +438,7 @@ def choose_batching(
     else:
         obstacle = obstacle_to_packing(model, task.output_keys)
     if obstacle is None:
-        return PackedCollator(collate.pad_values, collate.max_length, first_position(model)), "tokens", []
+        return PackedCollator(collate.pad_values, first_position(model)), "tokens", []
     return (
         collate,
         "length",

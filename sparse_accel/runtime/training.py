@@ -102,9 +102,9 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
 
 
 def show_tokens(session: Session, micro_batch: MicroBatch) -> None:
-    """Tell the quantizers which tokens of the micro-batch that follows count. Those of one without features count for
-    nothing, but the other ranks may need this one's part of the weights."""
-    observe_tokens(session.module, micro_batch.num_units > 0, micro_batch.inputs.get("real_tokens"))
+    """Tell the quantizers whether the tokens of the micro-batch that follows count. Those of one without features do not, but
+    the other ranks may need this one's part of the weights."""
+    observe_tokens(session.module, micro_batch.num_units > 0)
 
 
 def task_loss(session: Session, outputs: Mapping[str, Tensor], micro_batch: MicroBatch) -> Tensor:

@@ -69,27 +69,19 @@ class Collator:
 class PackedCollator:
     """Lays features end to end, without padding: what attention by boundaries needs.
 
-    `pad_values` names the token columns, as a Collator's; positions within a feature start at `first_position`. With
-    `pad_tokens_to`, T of a whole batch is always that many: what is left over, up to `max_length` tokens, is a sequence of
-    its own that no feature sees and that counts for nothing; `fixed_length` makes S `max_length`. Both are for kernels that
-    want one shape.
+    `pad_values` names the token columns, as a Collator's; positions within a feature start at `first_position`.
     """
 
     pad_values: Mapping[str, int]
-    max_length: int
     first_position: int = 0
-    pad_tokens_to: int | None = None
-    fixed_length: bool = False
 
     def __call__(self, features: Features, indices: np.ndarray) -> dict[str, Tensor]:
         """T tokens of N features: each token column and `position_ids` int64 [1, T]; `cu_seq_lens_q` int32 [N + 1], where
         each begins and the last ends; `rows` int64 [N, S], which of the T tokens is each feature's s-th (0 where it has
-        none); `attention_mask` int64 [N, S]; each label int64 [N]; and with `pad_tokens_to` one sequence more, and
-        `real_tokens` bool [1, T]."""
+        none); `attention_mask` int64 [N, S]; each label int64 [N]."""
         firsts, sizes = _places(features, indices)
         bounds = np.zeros(len(indices) + 1, np.int64)
         np.cumsum(sizes, out=bounds[1:])
-        total = int(bounds[-1])
         # Slices, not an index for each token: a copy of what lies together anyway.
         parts = [slice(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
         columns = {}
@@ -99,21 +91,11 @@ class PackedCollator:
         longest = int(sizes.max())
         counted = np.arange(self.first_position, self.first_position + longest)
         columns["position_ids"] = np.concatenate([counted[: part.stop - part.start] for part in parts])
-        within = np.arange(self.max_length if self.fixed_length else longest)
+        within = np.arange(longest)
         mask = (within < sizes[:, None]).astype(np.int64)
         rows = bounds[:-1, None] + within
         rows *= mask
         batch: dict[str, np.ndarray] = {"rows": rows, "attention_mask": mask}
-        if self.pad_tokens_to is not None:
-            surplus = self.pad_tokens_to - total
-            # A batch that is not whole, or one beyond what was foreseen, keeps its own length.
-            surplus = surplus if 0 <= surplus <= self.max_length else 0
-            fillers = {**self.pad_values, "position_ids": self.first_position}
-            columns = {
-                name: np.pad(column, (0, surplus), constant_values=fillers[name]) for name, column in columns.items()
-            }
-            bounds = np.append(bounds, total + surplus)
-            batch["real_tokens"] = (np.arange(total + surplus) < total)[None]
         batch |= {name: column[None] for name, column in columns.items()}
         batch["cu_seq_lens_q"] = bounds.astype(np.int32)
         batch |= {name: column[indices].astype(np.int64) for name, column in features.labels.items()}

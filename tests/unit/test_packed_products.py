@@ -84,22 +84,3 @@ def test_packed_products_equal_those_of_each_sequence(active: tuple[str, ...], d
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     ranges = [quantization_state(module) for module in modules]
     torch.testing.assert_close(*ranges, rtol=0, atol=0)
-
-
-def test_tokens_that_fill_up_are_not_observed() -> None:
-    with_filler, without = attention_module(), attention_module()
-    inputs = operands(70)
-    real = torch.ones(1, 70, dtype=torch.bool)
-    real[0, 45:] = False  # the filler's sequence begins at 50, and a sequence may end in tokens that do not count
-    context = next(iter(with_filler.children())).left_quantizer.context
-    context.tokens = real
-    packed((20, 30, 20))(with_filler, *inputs)
-    scores = next(iter(with_filler.children())).output_quantizer.pending
-    query, key = (inputs[i][0].detach() for i in (0, 1))
-    products = [
-        without.get_submodule(MATMULS[0]).left_quantizer.fake_quantize(query[:, part])
-        @ without.get_submodule(MATMULS[0]).right_quantizer.fake_quantize(key[:, part]).transpose(1, 2)
-        for part in (slice(0, 20), slice(20, 45))
-    ]
-    expected = torch.cat([product.flatten() for product in products])
-    torch.testing.assert_close(torch.stack(scores), torch.stack([expected.min(), expected.max()]))

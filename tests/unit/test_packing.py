@@ -48,7 +48,7 @@ PADS = {"input_ids": 0, "token_type_ids": 0}
 def both(of: Features, **settings: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The same features padded and packed."""
     everything = np.arange(len(of))
-    return Collator(PADS, 20, False)(of, everything), PackedCollator(PADS, 20, **settings)(of, everything)
+    return Collator(PADS, 20, False)(of, everything), PackedCollator(PADS, **settings)(of, everything)
 
 
 def outputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,28 +71,17 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 def test_a_packed_batch_says_where_everything_is() -> None:
-    packed = PackedCollator(PADS, 20, first_position=2)(features((3, 1, 2)), np.array([2, 0]))
+    packed = PackedCollator(PADS, first_position=2)(features((3, 1, 2)), np.array([2, 0]))
     assert packed["cu_seq_lens_q"].tolist() == [0, 2, 5] and packed["cu_seq_lens_q"].dtype == torch.int32
     assert packed["position_ids"].tolist() == [[2, 3, 2, 3, 4]]
     assert packed["rows"].tolist() == [[0, 1, 0], [2, 3, 4]]
     assert packed["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert packed["input_ids"].shape == (1, 5) and packed["start_positions"].shape == (2,)
-    assert "real_tokens" not in packed
 
 
-def test_a_batch_of_fixed_shape_ends_in_a_sequence_of_its_own() -> None:
-    packed = PackedCollator(PADS, 20, pad_tokens_to=9, fixed_length=True)(features((3, 1, 2)), np.arange(3))
-    assert packed["input_ids"].shape == (1, 9) and packed["rows"].shape == (3, 20)
-    assert packed["cu_seq_lens_q"].tolist() == [0, 3, 4, 6, 9]
-    assert packed["real_tokens"].tolist() == [[True] * 6 + [False] * 3]
-    too_long = PackedCollator(PADS, 20, pad_tokens_to=5)(features((3, 1, 2)), np.arange(3))
-    assert too_long["input_ids"].shape == (1, 6) and too_long["cu_seq_lens_q"].tolist() == [0, 3, 4, 6, 6]
-
-
-@pytest.mark.parametrize("filler", [None, 50])
-def test_loss_and_gradients_are_those_of_padded_batches(filler: int | None) -> None:
+def test_loss_and_gradients_are_those_of_padded_batches() -> None:
     model = bert(layers=2).eval()
-    padded, packed = both(features(), pad_tokens_to=filler)
+    padded, packed = both(features())
     (loss, expected), (packed_loss, found) = gradients(model, padded), gradients(model, packed)
     assert packed_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert found.keys() == expected.keys()
@@ -124,18 +113,17 @@ def test_transformers_own_attention_would_mix_them() -> None:
     assert (found["start_logits"] - expected["start_logits"][:, : real.shape[1]])[real].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("filler", [None, 50])
 @pytest.mark.parametrize("phase", [Phase.OBSERVE, Phase.FROZEN])
 def test_quantized_training_sees_the_same_ranges_and_gives_the_same_gradients(phase: Phase, filler: int | None) -> None:
     results = []
-    for batch in both(features(), pad_tokens_to=filler):
+    for batch in both(features()):
         model = bert(layers=2)
         install(model, tutorial_plan(model))
         set_phase(model, Phase.OBSERVE)
         for step in range(3):
             begin_step(model, step)
             set_phase(model, phase if step == 2 else Phase.OBSERVE)
-            observe_tokens(model, True, batch.get("real_tokens"))
+            observe_tokens(model, True)
             loss, grads = gradients(model, batch)
             end_step(model, alone)
         ranges = {name: (q.min_val, q.max_val, q.scale) for name, q in quantizers(model).items()}
