@@ -114,7 +114,7 @@ def test_transformers_own_attention_would_mix_them() -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.OBSERVE, Phase.FROZEN])
-def test_quantized_training_sees_the_same_ranges_and_gives_the_same_gradients(phase: Phase, filler: int | None) -> None:
+def test_quantized_training_sees_the_same_ranges_and_gives_the_same_gradients(phase: Phase) -> None:
     results = []
     for batch in both(features()):
         model = bert(layers=2)
