@@ -308,7 +308,8 @@ def shown_progress() -> Iterator[Progress]:
     # Drawn twice a second: drawing takes processor time from what is measured.
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("starting", total=None)
-        update: Callable[[str, int, int], None] = lambda what, done, total: bar.update(  # noqa: E731
-            task, description=what, completed=done, total=total or None
-        )
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
         yield update

@@ -181,23 +181,22 @@ def packed_attention_by_products(
             dropout if module.training else 0.0,
         )
     tokens, is_token, place = places(bounds, num_tokens, longest)
-
-    def laid_out(packed: Tensor) -> Tensor:
-        chosen = packed[0].index_select(1, tokens.flatten())
-        return chosen.view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
-
     with _observing(module, is_token):
         context, _ = attention_by_products(
             module,
-            laid_out(query),
-            laid_out(key),
-            laid_out(value),
+            *(_laid_out(packed, tokens) for packed in (query, key, value)),
             is_token[:, None, None, :],
             scaling,
             dropout,
             is_causal=False,
         )
     return context.flatten(0, 1).index_select(0, place)[None]
+
+
+def _laid_out(packed: Tensor, tokens: Tensor) -> Tensor:
+    """[1, heads, T, head_dim] as [N, heads, S, head_dim], by which of the T tokens stands at each place, [N, S]."""
+    chosen = packed[0].index_select(1, tokens.flatten())
+    return chosen.view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
 
 
 @contextmanager
@@ -246,10 +245,7 @@ def packed_attention(
         )[0]
         return context[None]  # type: ignore[no-any-return]
     tokens, is_token, place = places(bounds, query.size(2), longest)
-    q, k, v = (
-        packed[0].index_select(1, tokens.flatten()).view(packed.size(1), *tokens.shape, packed.size(3)).transpose(0, 1)
-        for packed in (query, key, value)
-    )
+    q, k, v = (_laid_out(packed, tokens) for packed in (query, key, value))
     mask = is_token[:, None, None, :]
     if is_causal:
         mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
