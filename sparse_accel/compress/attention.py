@@ -184,7 +184,9 @@ def packed_attention_by_products(
     with _observing(module, is_token):
         context, _ = attention_by_products(
             module,
-            *(_laid_out(packed, tokens) for packed in (query, key, value)),
+            _laid_out(query, tokens),
+            _laid_out(key, tokens),
+            _laid_out(value, tokens),
             is_token[:, None, None, :],
             scaling,
             dropout,
