@@ -54,9 +54,7 @@ class Pieces:
     num_unseen: int
 
 
-def piece_spec(
-    tokenizer: Any, *, max_length: int, labels: Sequence[str], label_all_tokens: bool = False
-) -> PieceSpec:
+def piece_spec(tokenizer: Any, *, max_length: int, labels: Sequence[str], label_all_tokens: bool = False) -> PieceSpec:
     """The spec for a transformers tokenizer. Raises ModelError for one that is not fast or cannot pad."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(

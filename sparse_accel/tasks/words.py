@@ -79,4 +79,6 @@ def _kind(character: str) -> str:
 
 def _is_chinese(code: int) -> bool:
     """The blocks that BERT's tokenizer splits into characters."""
-    return 0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x2FA1F
+    return (
+        0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x2FA1F
+    )
