@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 # Inside a word, between two of its letters, these do not end it: don't, U.S, 3.5, x@y.org, AT&T, state-of-the-art, a_b.
-JOINING = frozenset("'’.@&_-+#")
+JOINING = frozenset("'\u2019.@&_-+#")
 # And these not between two digits: 10,000 and 12:30 and 1/2, but one,two are three words.
 JOINING_DIGITS = frozenset(",:/")
 # What goes on to the next white space, but for the signs at its end.
