@@ -17,9 +17,18 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"question_answering": _question_answering}
+def _token_classification() -> Task:
+    from sparse_accel.tasks.token_classification import TokenClassification
 
-ALIASES: dict[str, str] = {"qa": "question_answering"}
+    return TokenClassification()
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "question_answering": _question_answering,
+    "token_classification": _token_classification,
+}
+
+ALIASES: dict[str, str] = {"qa": "question_answering", "ner": "token_classification"}
 
 
 def resolve_task(name: str) -> Task:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparse_accel.errors import DataError
 from sparse_accel.tasks.tag_schemes import Scheme, find_scheme, iob2, iobes
-from sparse_accel.tasks.token_rows import Example, Names, with_tags
+from sparse_accel.tasks.token_rows import Example, with_tags
 
 # The schemes that are written otherwise for training and scoring, and how.
 REWRITTEN = {Scheme.IOB1: (iob2, "IOB2"), Scheme.BILOU: (iobes, "IOBES")}
@@ -23,15 +23,13 @@ class Labels:
     notes: list[str]
 
 
-def settle_labels(
-    splits: Mapping[str, list[Example]], *, data_names: Names | None, model_labels: Sequence[str] | None
-) -> Labels:
+def settle_labels(splits: Mapping[str, list[Example]], model_labels: Sequence[str] | None) -> Labels:
     """The labels of the run.
 
-    The first of `splits` (name -> examples; train before validation before test) decides: the model's own labels in their
-    order if they hold all of its labels, else, for training, the names that the data set brings in their order, else what
-    occurs in it, sorted. Without training data a model's own labels stand in any case. IOB1 becomes IOB2 and BILOU becomes IOBES,
-    unless the model's labels hold the tags as they are and not as they would be. Raises DataError when there is no label.
+    The first of `splits` (name -> examples; train before validation before test) that is labelled decides: the model's own
+    labels in their order if they hold all of its labels, else what occurs in it, sorted. Without training data a model's own
+    labels stand in any case. IOB1 becomes IOB2 and BILOU becomes IOBES, unless the model's labels hold the tags as they are
+    and not as they would be. Raises DataError when there is no label.
     """
     tagged = {name: [example for example in split if example.tags is not None] for name, split in splits.items()}
     schemes = {name: find_scheme(example.tags or () for example in split) for name, split in tagged.items()}
@@ -47,8 +45,6 @@ def settle_labels(
         names, source, keep = tuple(model_labels), "the model", True
     elif model_labels is not None and first != "train":
         names, source = tuple(model_labels), "the model"
-    elif data_names is not None and as_they_would_be <= set(data_names.names):
-        names, source = data_names.names, data_names.source
     elif first is not None:
         names, source = tuple(sorted(as_they_would_be)), "the training data" if first == "train" else "the data"
     else:

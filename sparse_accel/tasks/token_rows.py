@@ -11,7 +11,7 @@ from typing import Any
 
 from sparse_accel.errors import DataError, suggestion
 from sparse_accel.tasks.reading import Row, kind_of
-from sparse_accel.tasks.squad_rows import NUM_ROWS_NAMED, BadRows
+from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
 
 # Columns that hold neither words nor labels.
 OTHER_COLUMNS = ("id",)
@@ -33,14 +33,6 @@ class Columns:
 
     words: str
     labels: str | None
-
-
-@dataclass(frozen=True)
-class Names:
-    """What numbers as labels stand for, in order, and who says so."""
-
-    names: tuple[str, ...]
-    source: str
 
 
 class _Bad(Exception):
@@ -98,9 +90,9 @@ def _looks_like_a_list(value: Any) -> bool:
 
 
 def check_rows(
-    rows: Sequence[Row], columns: Columns, bad: BadRows, *, names: Names | None, labels_wanted: bool
+    rows: Sequence[Row], columns: Columns, bad: BadRows, *, names: Sequence[str] | None, labels_wanted: bool
 ) -> list[Example]:
-    """Examples in the order of `rows`; labels that are numbers become the `names` that they stand for.
+    """Examples in the order of `rows`; labels that are numbers stand for the model's labels, `names`.
 
     Raises DataError for bad rows as `bad` says (a number that has no name makes one), and when no row is left.
     """
@@ -141,7 +133,7 @@ def with_tags(example: Example, tags: Sequence[str]) -> Example:
     return replace(example, tags=tuple(tags))
 
 
-def _example(row: Row, columns: Columns, names: Names | None, labels_wanted: bool) -> Example:
+def _example(row: Row, columns: Columns, names: Sequence[str] | None, labels_wanted: bool) -> Example:
     if row.problem is not None:
         raise _Bad(row.problem)
     words = tuple(_list(row.values, columns.words))
@@ -192,7 +184,7 @@ def _check_text(value: Any, what: str) -> None:
         raise _Bad(f"{what} has half of a surrogate pair at character {half.start()}: a broken \\u escape")
 
 
-def _tag(label: Any, place: int, words: Sequence[str], names: Names | None) -> str:
+def _tag(label: Any, place: int, words: Sequence[str], names: Sequence[str] | None) -> str:
     what = f"the label of {_word(place, words)}"
     if isinstance(label, bool) or not isinstance(label, int):
         _check_text(label, what)
@@ -204,12 +196,9 @@ def _tag(label: Any, place: int, words: Sequence[str], names: Names | None) -> s
             f"{what} is {label}, and nothing says what the numbers stand for: write the names themselves into the data, "
             "or put them into the model's config.json (id2label)"
         )
-    if not 0 <= label < len(names.names):
-        raise _Bad(
-            f"{what} is {label}, and {names.source} has {len(names.names)} labels, numbered from 0 to "
-            f"{len(names.names) - 1}"
-        )
-    return names.names[label]
+    if not 0 <= label < len(names):
+        raise _Bad(f"{what} is {label}, and the model has {len(names)} labels, numbered from 0 to {len(names) - 1}")
+    return names[label]
 
 
 def _word(place: int, words: Sequence[str]) -> str:

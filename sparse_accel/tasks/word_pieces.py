@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from sparse_accel.errors import DataError, ModelError
-from sparse_accel.tasks.features import Features
+from sparse_accel.tasks.features import Features, concatenate
+from sparse_accel.tasks.processes import map_chunks
 from sparse_accel.tasks.tag_schemes import inside_tag
 
 # The label of a token that has none: the loss leaves it out.
@@ -43,17 +44,6 @@ class Sentence:
     tags: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The features of some sentences; the number of those that needed several windows, of words of which a window cannot
-    hold all pieces, and of words that have no piece at all."""
-
-    features: Features
-    num_cut: int
-    num_truncated: int
-    num_unseen: int
-
-
 def piece_spec(tokenizer: Any, *, max_length: int, labels: Sequence[str], label_all_tokens: bool = False) -> PieceSpec:
     """The spec for a transformers tokenizer. Raises ModelError for one that is not fast or cannot pad."""
     if not getattr(tokenizer, "is_fast", False):
@@ -83,8 +73,9 @@ def with_prefix_space(backend: str) -> str:
     return json.dumps(content)
 
 
-def cut_pieces(sentences: Sequence[Sentence], spec: PieceSpec) -> Pieces:
-    """The features of all sentences, in order: one for a sentence, or several windows for one that is too long.
+def cut_pieces(sentences: Sequence[Sentence], spec: PieceSpec, num_workers: int | None = None) -> Features:
+    """The features of all sentences, in order: one for a sentence, or several windows for one that is too long. The result
+    does not depend on `num_workers` (None or 1: this process).
 
     A window holds as many of the words that are left as fit, each whole; so every word is in one window and has one label.
     A word that has more pieces than a window holds is cut off.
@@ -92,10 +83,15 @@ def cut_pieces(sentences: Sequence[Sentence], spec: PieceSpec) -> Pieces:
     features.extra holds `labels`, int32 [T]: the class of the token's word on its first piece (with `label_all_tokens` on
     its other pieces, too, where B- becomes I-), NO_LABEL on all others and where the sentence has no tags; and `word`,
     int32 [T]: which word of the sentence has its first piece here, else -1. features.facts holds `example`, the index into
-    `sentences`. A word without a piece (a tokenizer drops control characters, say) is in no feature; a sentence of such
-    words alone has none.
+    `sentences`, and `cut_words`, how many words of the feature are cut off. A word without a piece (a tokenizer drops
+    control characters, say) is in no feature; a sentence of such words alone has none.
     """
-    return _Cutter(spec)(sentences)
+    starts = range(0, len(sentences), CHUNK)
+    chunks = [sentences[start : start + CHUNK] for start in starts]
+    parts = list(map_chunks(_Cutter, spec, chunks, num_workers))
+    for start, part in zip(starts, parts, strict=True):
+        part.facts["example"][:] += start
+    return concatenate(parts)
 
 
 class _Cutter:
@@ -121,28 +117,24 @@ class _Cutter:
             for label, index in classes.items()
         }
 
-    def __call__(self, sentences: Sequence[Sentence]) -> Pieces:
+    def __call__(self, sentences: Sequence[Sentence]) -> Features:
         columns = _Columns()
-        num_cut = num_truncated = num_unseen = 0
-        for start in range(0, len(sentences), CHUNK):
-            chunk = sentences[start : start + CHUNK]
-            encodings = self.plain.encode_batch([list(sentence.words) for sentence in chunk], is_pretokenized=True)
-            for index, (sentence, encoding) in enumerate(zip(chunk, encodings, strict=True), start=start):
-                counts = _pieces_of_words(encoding, len(sentence.words))
-                num_unseen += int((counts == 0).sum())
-                if not counts.any():
-                    continue
-                if len(encoding.ids) <= self.spec.max_length:
-                    self._add(columns, encoding, index, sentence, 0)
-                    continue
-                num_cut += 1
-                num_truncated += int((counts > self.room).sum())
-                for first, last in _windows(counts.tolist(), self.room):
-                    words = list(sentence.words[first:last])
-                    self._add(columns, self.cutting.encode(words, is_pretokenized=True), index, sentence, first)
-        return Pieces(columns.features(self.spec.token_types), num_cut, num_truncated, num_unseen)
+        encodings = self.plain.encode_batch([list(sentence.words) for sentence in sentences], is_pretokenized=True)
+        for index, (sentence, encoding) in enumerate(zip(sentences, encodings, strict=True)):
+            counts = _pieces_of_words(encoding, len(sentence.words))
+            if not counts.any():
+                continue
+            if len(encoding.ids) <= self.spec.max_length:
+                self._add(columns, encoding, index, sentence, 0, 0)
+                continue
+            for first, last in _windows(counts.tolist(), self.room):
+                window = self.cutting.encode(list(sentence.words[first:last]), is_pretokenized=True)
+                self._add(columns, window, index, sentence, first, int((counts[first:last] > self.room).sum()))
+        return columns.features(self.spec.token_types)
 
-    def _add(self, columns: _Columns, encoding: Encoding, index: int, sentence: Sentence, first_word: int) -> None:
+    def _add(
+        self, columns: _Columns, encoding: Encoding, index: int, sentence: Sentence, first_word: int, cut_words: int
+    ) -> None:
         before = None
         tags = sentence.tags
         for word in encoding.word_ids:
@@ -158,6 +150,7 @@ class _Cutter:
         columns.types.extend(encoding.type_ids)
         columns.lengths.append(len(encoding.ids))
         columns.examples.append(index)
+        columns.cut_words.append(cut_words)
 
 
 def _pieces_of_words(encoding: Encoding, num_words: int) -> np.ndarray:
@@ -190,6 +183,7 @@ class _Columns:
         self.words: list[int] = []
         self.lengths: list[int] = []
         self.examples: list[int] = []
+        self.cut_words: list[int] = []
 
     def features(self, token_types: bool) -> Features:
         tokens = {"input_ids": np.array(self.ids, dtype=np.int32)}
@@ -199,6 +193,9 @@ class _Columns:
             tokens=tokens,
             bounds=np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(self.lengths, dtype=np.int64))]),
             labels={},
-            facts={"example": np.array(self.examples, dtype=np.int32)},
+            facts={
+                "example": np.array(self.examples, dtype=np.int32),
+                "cut_words": np.array(self.cut_words, dtype=np.int32),
+            },
             extra={"labels": np.array(self.labels, dtype=np.int32), "word": np.array(self.words, dtype=np.int32)},
         )

@@ -16,10 +16,10 @@ from sparse_accel.errors import DataError
 from sparse_accel.tasks.conll import SUFFIXES, read_conll
 from sparse_accel.tasks.entity_metrics import find_entities
 from sparse_accel.tasks.reading import Row, read_file
-from sparse_accel.tasks.squad_rows import BadRows
+from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.tag_schemes import Scheme, find_scheme, inside_tag, iob2, iobes
 from sparse_accel.tasks.token_labels import settle_labels
-from sparse_accel.tasks.token_rows import Example, Names, check_labels, check_rows, find_columns
+from sparse_accel.tasks.token_rows import Example, check_labels, check_rows, find_columns
 from sparse_accel.tasks.words import split_words
 
 CONLL = dict.fromkeys(SUFFIXES, functools.partial(read_conll, words="tokens", tags="ner_tags"))
@@ -154,7 +154,7 @@ def test_a_missing_column_is_named_with_the_nearest(
 
 
 def examples(
-    rows: list[Row], bad: BadRows | None = None, names: Names | None = None, wanted: bool = True
+    rows: list[Row], bad: BadRows | None = None, names: list[str] | None = None, wanted: bool = True
 ) -> list[Example]:
     columns, _ = find_columns(rows, words=None, labels=None, task_name="ner", labels_wanted=wanted)
     return check_rows(rows, columns, bad or BadRows("error"), names=names, labels_wanted=wanted)
@@ -165,7 +165,7 @@ def row(**values: Any) -> Row:
 
 
 GOOD = Row("a.json: row 1", {"tokens": ["Ada", "sleeps"], "ner_tags": ["B-PER", "O"], "id": 7})
-NAMES = Names(("O", "B-PER", "I-PER"), "the data set")
+NAMES = ["O", "B-PER", "I-PER"]
 
 BAD_ROWS: dict[str, tuple[Row, str]] = {
     "a label too few": (row(ner_tags=["O"]), r"has 2 words \('tokens'\) and 1 label \('ner_tags'\)"),
@@ -178,8 +178,8 @@ BAD_ROWS: dict[str, tuple[Row, str]] = {
     "words as text": (row(tokens="Ada sleeps"), "'tokens' should be a list, it is text that is neither JSON nor"),
     "labels not a list": (row(ner_tags=5), "'ner_tags' should be a list, it is a number"),
     "labels missing": (Row("a.json: row 2", {"tokens": ["Ada"], "ner_tag": []}), "has no 'ner_tags'; did you mean"),
-    "a number too high": (row(ner_tags=[0, 3]), "is 3, and the data set has 3 labels, numbered from 0 to 2"),
-    "a number below 0": (row(ner_tags=[-1, 0]), r"label of word 1 \('Ada'\) is -1, and the data set"),
+    "a number too high": (row(ner_tags=[0, 3]), "is 3, and the model has 3 labels, numbered from 0 to 2"),
+    "a number below 0": (row(ner_tags=[-1, 0]), r"label of word 1 \('Ada'\) is -1, and the model"),
     "no row": (Row("a.json: row 2", {}, "should be an object"), "should be an object"),
 }
 
@@ -194,7 +194,7 @@ def test_a_bad_row_is_named_with_its_problem_or_left_out(name: str) -> None:
     assert len(skipped.messages) == 1
 
 
-def test_numbers_are_labels_by_the_names_of_the_data_or_say_what_is_missing() -> None:
+def test_numbers_are_labels_by_the_names_of_the_model_or_say_what_is_missing() -> None:
     assert examples([row(ner_tags=[1, 0])], names=NAMES)[0].tags == ("B-PER", "O")
     with pytest.raises(DataError, match=r"row 2: .* is 1, and nothing says what the numbers stand for.*id2label"):
         examples([row(ner_tags=[1, 0])])
@@ -219,32 +219,31 @@ def tagged(*tags: str) -> list[Example]:
     return [Example(tuple("w" * len(tags)), tags, "a.json: row 1")]
 
 
-def test_labels_are_those_of_the_training_data_sorted_unless_data_set_or_model_name_them() -> None:
+def test_labels_are_those_of_the_training_data_sorted_unless_the_model_has_them_all() -> None:
     splits = {"train": tagged("O", "B-PER"), "validation": tagged("O")}
-    assert settle_labels(splits, data_names=None, model_labels=None).names == ("B-PER", "O")
-    assert settle_labels(splits, data_names=NAMES, model_labels=None).names == NAMES.names
-    assert settle_labels(splits, data_names=NAMES, model_labels=TAGS).names == tuple(TAGS)
-    other = settle_labels(splits, data_names=None, model_labels=["O", "B-DRUG"])
+    assert settle_labels(splits, None).names == ("B-PER", "O")
+    assert settle_labels(splits, TAGS).names == tuple(TAGS)
+    other = settle_labels(splits, ["O", "B-DRUG"])
     assert other.names == ("B-PER", "O")
     assert "the model's own labels (O, B-DRUG) lack some" in other.notes[0]
 
 
 def test_iob1_is_rewritten_unless_the_model_speaks_it() -> None:
     splits = {"train": tagged("I-PER", "O"), "validation": tagged("O", "B-PER")}
-    found = settle_labels(splits, data_names=None, model_labels=None)
+    found = settle_labels(splits, None)
     assert found.splits["train"][0].tags == ("B-PER", "O")
     assert found.names == ("B-PER", "O")
     assert found.notes == ["train: the tags are IOB1; the same entities are written in IOB2"]
-    kept = settle_labels(splits, data_names=None, model_labels=["I-PER", "O"])
+    kept = settle_labels(splits, ["I-PER", "O"])
     assert kept.splits["train"][0].tags == ("I-PER", "O")
     assert kept.notes == ["train: the tags are IOB1, as the model's labels are, and stay so"]
 
 
 def test_without_training_data_the_model_decides_and_data_without_labels_need_one_that_does() -> None:
     unknown = {"test": [Example(("a",), None, "a.json: row 1")]}
-    assert settle_labels(unknown, data_names=None, model_labels=["O", "B-PER"]).names == ("O", "B-PER")
+    assert settle_labels(unknown, ["O", "B-PER"]).names == ("O", "B-PER")
     with pytest.raises(DataError, match="the data have no labels, and neither has the model"):
-        settle_labels(unknown, data_names=None, model_labels=None)
+        settle_labels(unknown, None)
 
 
 def test_a_label_that_training_never_saw_names_its_row_and_word() -> None:
