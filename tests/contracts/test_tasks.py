@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from sparse_accel.errors import OptionError
+from sparse_accel.folders.loading import HUB_DEFAULTS, load_model
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.options import LOWER_IS_BETTER
 from sparse_accel.runtime.run import train
@@ -177,7 +178,8 @@ def test_a_batch_is_what_the_model_takes_and_learns_from(name: str, tmp_path: Pa
     assert set(task.label_keys) <= batch.keys()
     assert task.num_units(batch) > 0
 
-    model = task.model_class.from_pretrained(world.model(tmp_path / "model")).eval()
+    model, _ = load_model(str(world.model(tmp_path / "model")), task, HUB_DEFAULTS, "", head=data.head)
+    model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(5):
