@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions from arguments, a file or standard input."""
+"""The command `predict`: answers questions, or labels words, from arguments, a file or standard input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,11 +57,16 @@ def predict_command(
         str | None,
         typer.Option("--context_file", help="A text file in its place; - is standard input.", show_default=False),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text to find names in; may be given several times.", show_default=False),
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
             "--file",
-            help="Rows with question and context: JSON, JSON lines, CSV, parquet or SQuAD's layout.",
+            help="Rows with question and context (or text, or tokens): JSON, JSON lines, CSV, parquet, SQuAD's layout or"
+            " CoNLL.",
             show_default=False,
         ),
     ] = None,
@@ -70,7 +75,7 @@ def predict_command(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object a line: id, question, answer, score, start, end, n_best."),
+        typer.Option("--json", help="One JSON object a line: id and what was found, with scores and characters."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
@@ -110,13 +115,38 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts. Without --question and --file, questions are read from standard input, one JSON
-    object with question and context a line, and answered as they come."""
+    """Answer questions about texts, or label their words, as the model does. Without --question, --text and --file, input is
+    read from standard input, one JSON object a line with question and context (or text, or tokens), and answered as it
+    comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
-    source = _source(question or [], context, context_file, file)
     _check_output(output)
     deployment = model_folder(deployment, "DEPLOYMENT", zoo)
+    from sparse_accel.serving.deployment import task_of
+
+    task = task_of(deployment)
+    asking = {
+        "question": question,
+        "context": context,
+        "context_file": context_file,
+        "n_best": n_best,
+        "doc_stride": doc_stride,
+        "max_answer_length": max_answer_length,
+    }
+    if task == "token_classification":
+        _refuse_foreign(asking, task, deployment)
+        _label_words(
+            deployment,
+            text or [],
+            file,
+            _Engine(engine, threads, batch_size, max_seq_length),
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    _refuse_foreign({"text": text}, task, deployment)
+    source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
     if source == "file":
@@ -142,6 +172,62 @@ def predict_command(
         for one, answer in _answered(predictor, asked, n_best, on_bad_rows, at_once=source == "lines"):
             show(one, answer)
     return 0
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What runs the model, and how."""
+
+    engine: str | None
+    threads: int | None
+    batch_size: int
+    max_seq_length: int | None
+
+
+def _refuse_foreign(options: Mapping[str, Any], task: str, folder: Path) -> None:
+    """Raise OptionError for the first option that was given though a model for `task` has no use for it."""
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"--{name}: {folder} is a model for {task.replace('_', ' ')}, which has no such option")
+
+
+def _label_words(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_tokens
+    from sparse_accel.serving.token_predicting import TokenPredictor
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_tokens.source_of(texts, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    if source == "file":
+        assert file is not None
+        asked = predict_tokens.from_file(file, refuse)
+    elif source == "arguments":
+        asked = iter(predict_tokens.from_arguments(texts))
+    else:
+        asked = predict_tokens.from_lines(sys.stdin.buffer, refuse)
+    predictor = TokenPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_tokens.JsonLines(stream) if as_json else predict_tokens.Readable(stream)
+        for one, found in predict_tokens.tagged(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

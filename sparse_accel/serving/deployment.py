@@ -175,6 +175,13 @@ def read_deployment(folder: str | Path) -> Deployment:
     )
 
 
+def task_of(folder: str | Path) -> str:
+    """The task of a deployment or model folder; raises ModelError as `read_deployment` does."""
+    path = Path(folder)
+    config = _read_config(path)
+    return _task(path, _read_facts(path / DEPLOYMENT_FILE), config)
+
+
 def training_facts(folder: Path) -> dict[str, Any]:
     """How the training run that wrote `folder` read its data; empty where none left its record."""
     try:

@@ -22,10 +22,8 @@ from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SPLIT_OPTIONS, SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.token_labels import Labels, settle_labels
 from sparse_accel.tasks.token_rows import Example, check_labels, check_rows, find_columns
-from sparse_accel.tasks.word_pieces import NO_LABEL, PieceSpec, Sentence, cut_pieces, piece_spec
+from sparse_accel.tasks.word_pieces import NO_LABEL, OUTSIDE, PieceSpec, Sentence, by_word, cut_pieces, piece_spec
 
-# What a word is called that no feature holds.
-OUTSIDE = "O"
 MAX_SAMPLES: dict[SplitName, str] = {
     "train": "max_train_samples",
     "validation": "max_eval_samples",
@@ -115,7 +113,8 @@ class TokenClassification:
         """
         names: tuple[str, ...] = split.context
         examples: Sequence[Example] = split.examples
-        tags = predicted_tags(split.features, outputs["logits"], examples, names)
+        scores = by_word(split.features, outputs["logits"], [len(example.words) for example in examples])
+        tags = [[None if word is None else names[int(word.argmax())] for word in row] for row in scores]
         written = [[OUTSIDE if tag is None else tag for tag in row] for row in tags]
 
         def predictions() -> list[dict[str, Any]]:
@@ -134,21 +133,6 @@ class TokenClassification:
             metrics = entity_metrics(truth, seen, by_type=options.return_entity_level_metrics)
             metrics["loss"] = mean_loss(outputs["logits"], split.features.extra["labels"])
         return Scored(metrics, LazyFiles({"predictions": predictions}))
-
-
-def predicted_tags(
-    features: Features, logits: Sequence[np.ndarray], examples: Sequence[Any], names: Sequence[str]
-) -> list[list[str | None]]:
-    """The tag of each word of each example (which has `words`), None for a word that no feature holds. `logits` are those
-    of each feature's tokens, [T, labels]."""
-    tags: list[list[str | None]] = [[None] * len(example.words) for example in examples]
-    for index, rows in enumerate(logits):
-        words = features.extra_of(index, "word")
-        firsts = words >= 0
-        row = tags[features.facts["example"][index]]
-        for word, label in zip(words[firsts].tolist(), rows[firsts].argmax(-1).tolist(), strict=True):
-            row[word] = names[label]
-    return tags
 
 
 def mean_loss(logits: Sequence[np.ndarray], labels: np.ndarray) -> float:

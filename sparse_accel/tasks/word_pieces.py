@@ -17,6 +17,8 @@ from sparse_accel.tasks.tag_schemes import inside_tag
 
 # The label of a token that has none: the loss leaves it out.
 NO_LABEL = -100
+# What a word is called that no feature holds.
+OUTSIDE = "O"
 # Sentences that are tokenized at once.
 CHUNK = 1000
 
@@ -92,6 +94,20 @@ def cut_pieces(sentences: Sequence[Sentence], spec: PieceSpec, num_workers: int 
     for start, part in zip(starts, parts, strict=True):
         part.facts["example"][:] += start
     return concatenate(parts)
+
+
+def by_word(
+    features: Features, logits: Sequence[np.ndarray], num_words: Sequence[int]
+) -> list[list[np.ndarray | None]]:
+    """For each sentence (which has so many words) the logits of each word's first piece, [labels]; None for a word that no
+    feature holds. `logits` has [T, labels] for each feature."""
+    found: list[list[np.ndarray | None]] = [[None] * count for count in num_words]
+    for index, rows in enumerate(logits):
+        words = features.extra_of(index, "word")
+        row = found[features.facts["example"][index]]
+        for place in np.flatnonzero(words >= 0).tolist():
+            row[words[place]] = rows[place]
+    return found
 
 
 class _Cutter:
