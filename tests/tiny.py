@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ GLUE_WORDS = (
     "the a an of in on to and was is has had from with by for who what where which when how many old small bought sold"
     " built found owned painted moved during before after people town market later every buy very color year month did"
 ).split()
+# The labels of `tiny_sentences`, sorted.
+TINY_TAGS = ("B-DATE", "B-LOC", "B-PER", "I-DATE", "I-PER", "O")
 
 
 def tiny_words() -> list[str]:
@@ -194,11 +197,12 @@ def tiny_bert(
     kind: str = "bert",
     dropout: float = 0.1,
     head: str = "QuestionAnswering",
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Save a random `*For{head}` with its tokenizer into the folder `path`, which is returned.
 
     `kind` is bert, distilbert, roberta, electra or albert. Weights depend on `seed` alone, and the global random state
-    is left as it was.
+    is left as it was. `labels` are the names of its classes.
     """
     import torch
     import transformers
@@ -220,6 +224,9 @@ def tiny_bert(
         kind
     ]
     config = getattr(transformers, f"{name}Config")(initializer_range=0.1, **shape)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}For{head}")(config)
