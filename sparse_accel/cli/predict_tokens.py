@@ -89,7 +89,7 @@ def _asked(row: Any, number: int, where: str) -> Asked:
             value = json.loads(value)
         except ValueError as error:
             raise DataError(f"{where}: 'tokens' should be a list of words, it is text that is not JSON") from error
-    if isinstance(value, str) != (column == "text"):
+    if not isinstance(value, str if column == "text" else list):
         kind = "text" if column == "text" else "a list of words"
         raise DataError(f"{where}: {column!r} should be {kind}, it is {kind_of(value)}")
     given = row.get("id")

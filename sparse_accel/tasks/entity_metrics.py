@@ -117,7 +117,7 @@ def entity_metrics(
     if by_type:
         for name, count in counts.items():
             metrics |= {f"{name}_{metric}": value for metric, value in count.scores.items()}
-            metrics[f"{name}_number"] = float(count.true)
+            metrics[f"{name}_number"] = count.true
         metrics |= {f"overall_{metric}": value for metric, value in total.scores.items()}
         metrics["overall_accuracy"] = accuracy
     return metrics
