@@ -27,7 +27,7 @@ from sparse_accel.compress.masks import (
 from sparse_accel.compress.plan import CompressionPlan, masked_layers, request_masks
 from sparse_accel.errors import RecipeError
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.parameter_targets import ParameterTargets, maskable, resolve
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, maskable
 from sparse_accel.session import Session
 from sparse_accel.targets import ALL_PRUNABLE
 from sparse_accel.timeline import Clock, Interval
@@ -238,7 +238,7 @@ class GradualPruning(Modifier):
             obstacle = self.layout.obstacle(tuple(parameters[name].shape))
             if obstacle is not None:
                 raise RecipeError(
-                    f"{type(self).__name__}: mask_type {self._mask_text()} does not fit {name}: {obstacle}; name the other "
+                    f"{type(self).__name__}: mask_type {self.mask_text} does not fit {name}: {obstacle}; name the other "
                     "parameters in params"
                 )
             module = name.removesuffix(".weight")
@@ -246,7 +246,9 @@ class GradualPruning(Modifier):
             plan.add_mask(module, owner=self)
             plan.pruned_from_to[module] = (min(initial, chosen[name]), chosen[name])
 
-    def _mask_text(self) -> str:
+    @property
+    def mask_text(self) -> str:
+        """`mask_type` as a recipe has it."""
         return str(list(self.mask_type)) if isinstance(self.mask_type, tuple) else self.mask_type
 
     def progress(self, clock: Clock, num_epochs: float) -> float | None:
@@ -269,6 +271,14 @@ class GradualPruning(Modifier):
         if progress >= 1.0:
             return final
         return _INTERPOLATIONS[self.inter_func](progress, initial, final)
+
+    def course(self, clock: Clock, num_epochs: float, final: float) -> float | None:
+        """The sparsity at this step of the parameters that arrive at `final`; None before the start, and on the way from a
+        weight's own sparsity."""
+        progress = self.progress(clock, num_epochs)
+        if progress is None or (progress < 1.0 and not isinstance(self.init_sparsity, float)):
+            return None
+        return self.sparsity_at(progress, float(self.init_sparsity) if progress < 1.0 else final, final)
 
     def on_step_start(self, session: Session, clock: Clock) -> None:
         progress = self.progress(clock, session.recipe.num_epochs)
