@@ -285,7 +285,9 @@ def _pruning_note(modifier: GradualPruning) -> str:
     how = "together by magnitude" if modifier.is_global else "each by magnitude"
     pattern = "" if modifier.mask_type == "unstructured" else f", {modifier.mask_text}"
     every = (
-        "at every step" if modifier.update_frequency <= 0.0 else f"every {modifier.update_frequency:g} epochs and at the end"
+        "at every step"
+        if modifier.update_frequency <= 0.0
+        else f"every {modifier.update_frequency:g} epochs and at the end"
     )
     after = "" if modifier.leave_enabled else "; its zeros are let go at the end"
     return f"{targets}: pruned {how}{pattern}, {modifier.inter_func}, {every}{after}"

@@ -79,7 +79,9 @@ def _draw_sparsity(axes: Axes, plan: Timeline) -> None:
     courses = [(modifier, final) for modifier in gradual_pruning(plan.recipe) for final in modifier.final_sparsities]
     for index, (modifier, final) in enumerate(courses):
         drawn = [
-            (clock.epoch, modifier.course(clock, plan.num_epochs, final)) for clock in clocks if modifier.interval.contains(clock)
+            (clock.epoch, modifier.course(clock, plan.num_epochs, final))
+            for clock in clocks
+            if modifier.interval.contains(clock)
         ]
         # On the way from a weight's own sparsity there is nothing to draw.
         known = [(epoch, share) for epoch, share in drawn if share is not None]
