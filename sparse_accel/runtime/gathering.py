@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.compact_state import fitting_state
+from sparse_accel.compress.layers import compressed_layers
+from sparse_accel.compress.masks import held
 from sparse_accel.compress.plan import copy_requests
 from sparse_accel.errors import ModelError, OutputError
 from sparse_accel.session import Session
@@ -26,12 +29,19 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def whole_state(session: Session, kept: Kept = as_it_is) -> dict[str, Tensor]:
     """The state dict of the model in training, whole; empty but on the main process. `kept` makes of a tensor that training
-    goes on with what stands here for it: itself, or a copy."""
+    goes on with what stands here for it: itself, or a copy. Zeros under masks are written, as the model computes with them."""
     module, backend = session.module, session.backend
     is_main = session.accelerator.is_main_process
+    masks = {
+        f"{name}.weight": layer.mask
+        for name, layer in compressed_layers(module).items()
+        if not isinstance(layer, CompactLinear) and layer.mask is not None and layer.has_stray_values
+    }
     whole = {}
     for name, tensor in backend.whole_parameters(module):
         if is_main:
+            if name in masks:
+                tensor = held(tensor, masks[name].to(tensor.device))
             whole[name] = tensor.to("cpu", copy=True) if backend.shards_weights else kept(tensor)
     if not is_main:
         return {}
