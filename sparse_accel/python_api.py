@@ -15,7 +15,14 @@ from sparse_accel.errors import OptionError, suggestion
 from sparse_accel.onnx_export.options import ExportOptions
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.options import TrainOptions, flag_fields
-from sparse_accel.serving.scoring import FolderScore, ScoreOptions
+from sparse_accel.serving.scoring import (
+    FolderScore,
+    ScoreOptions,
+    check_output_dir,
+    open_to_score,
+    score,
+    write_score,
+)
 
 if TYPE_CHECKING:
     from sparse_accel.onnx_export.report import ExportReport
@@ -150,7 +157,7 @@ def export(model_dir: str | Path, *, zoo: str | None = None, **options: Any) -> 
     are called.
 
         report = export("out", compress=True)
-        print(report.passed, report.deployment_dir)
+        print(report.passed, report.folder)
 
     Raises SparseAccelError; InvariantError where the graph is not what was trained.
     """
@@ -184,7 +191,6 @@ def evaluate(
     """
     from sparse_accel.cli.stubs import model_folder
     from sparse_accel.folders.libraries import libraries_quiet
-    from sparse_accel.serving.scoring import check_output_dir, open_to_score, score, write_score
 
     asked = ScoreOptions(**_fields_of(ScoreOptions, options, "evaluate"))
     if not asked.validation_file and not asked.dataset_name:

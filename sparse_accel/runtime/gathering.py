@@ -107,7 +107,8 @@ def whole_copy(session: Session) -> nn.Module | None:
     if not session.accelerator.is_main_process:
         return None
     assert session.build_whole is not None, "a session that trains knows how to build its model"
-    module = session.build_whole()
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and training may go on
+        module = session.build_whole()
     module.load_state_dict(state)
     copy_requests(session.module, module)
     return module
