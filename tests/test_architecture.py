@@ -54,6 +54,7 @@ PARTS: dict[str, Part] = {
     "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),
     "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime rich", neighbours="serving"),
     "cli": _part(5, "torch safetensors typer rich"),
+    "python_api": _part(5, neighbours="cli"),
     "__main__": _part(6),
 }
 
