@@ -22,9 +22,9 @@ EXAMPLES = ROOT / "examples"
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the names of the demo's, in small."""
     folder = tmp_path_factory.mktemp("demo")
-    running.tiny_world(folder, rows=32)
+    running.tiny_world(folder, rows=16)
     (folder / "student").rename(folder / "pruned")
-    tiny.tiny_squad(folder / "data" / "train.json", rows=32)
+    tiny.tiny_squad(folder / "data" / "train.json", rows=16)
     tiny.tiny_squad(folder / "data" / "validation.json", rows=8, seed=5)
     return folder
 

@@ -119,7 +119,7 @@ def attach(
             "process of a node has them; switch that off in the launch, or leave sparse_storage out"
         )
     if not isinstance(recipe, Recipe):
-        recipe = Recipe.load(str(recipe), recipe_args)
+        recipe = Recipe.load(recipe, recipe_args)
     elif recipe_args is not None:
         raise LoopError("recipe_args: the recipe is read already; give them to Recipe.load(source, recipe_args)")
     for warning in recipe.warnings:

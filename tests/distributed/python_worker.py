@@ -46,6 +46,7 @@ def own_loop(
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     accelerator = Accelerator(cpu=os.environ.get("ACCELERATE_USE_CPU") == "1", gradient_accumulation_steps=accumulation)
+    assert accelerator.is_fsdp2 == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
     model = AutoModelForQuestionAnswering.from_pretrained(folder / "student")
     teacher = AutoModelForQuestionAnswering.from_pretrained(folder / "teacher")
     batch_size = 8 // accumulation // accelerator.num_processes

@@ -182,7 +182,7 @@ def test_what_is_saved_is_what_was_trained(world: dict[str, Any], features: Any,
     assert torch.equal(trained.model.bert.encoder.layer[0].output.dense.weight == 0, zeros)
 
 
-@pytest.mark.parametrize("pause", [3, 5])
+@pytest.mark.parametrize("pause", [3, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_a_loop_goes_on_from_accelerates_checkpoint(
     world: dict[str, Any], features: Any, tmp_path: Path, pause: int
 ) -> None:

@@ -95,11 +95,9 @@ def test_help_shows_the_flags() -> None:
     assert not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in shown.values())
 
 
-def test_a_model_is_pruned_and_scored(world: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_is_pruned_and_bad_keywords_are_told(world: dict[str, Any], tmp_path: Path) -> None:
     report = prune(world["distill_teacher"], tmp_path / "pruned", 0.5)
     assert report.pruned.sparsity == pytest.approx(0.5, abs=1e-3)
-    score = evaluate(tmp_path / "pruned", validation_file=world["validation_file"], output_dir=tmp_path / "scores")
-    assert score.results["eval_f1"] == json.loads((tmp_path / "scores" / "eval_results.json").read_text())["eval_f1"]
     with pytest.raises(OptionError, match="evaluate: on what"):
         evaluate(tmp_path / "pruned")
     with pytest.raises(OptionError, match="there is no keyword 'validation_fil'; did you mean 'validation_file'"):
@@ -109,7 +107,9 @@ def test_a_model_is_pruned_and_scored(world: dict[str, Any], tmp_path: Path) -> 
 
 
 @pytest.mark.exhaustive
-def test_a_model_is_exported(world: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_is_exported_and_scored(world: dict[str, Any], tmp_path: Path) -> None:
     report = export(world["model_name_or_path"], deployment_dir=str(tmp_path / "deployment"), format="float")
     assert report.passed
     assert (report.folder / "model.onnx").is_file()
+    score = evaluate(report.folder, validation_file=world["validation_file"], output_dir=tmp_path / "scores")
+    assert score.results["eval_f1"] == json.loads((tmp_path / "scores" / "eval_results.json").read_text())["eval_f1"]
