@@ -35,7 +35,7 @@ def _part(layer: int, third_party: str = "", neighbours: str = "") -> Part:
 
 
 PARTS: dict[str, Part] = {
-    "__init__": _part(5),  # for type checkers alone: at run time it imports lazily
+    "__init__": _part(6),  # for type checkers alone: at run time it imports lazily
     "errors": _part(0),
     "timeline": _part(0),
     "schedules": _part(0, neighbours="errors"),
