@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -50,13 +51,13 @@ class Recipe:
     warnings: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
-    def load(cls, source: str, args: str | Mapping[str, Any] | None = None) -> Recipe:
+    def load(cls, source: str | Path, args: str | Mapping[str, Any] | None = None) -> Recipe:
         """Read a recipe from a file (.yaml, .yml, .md), by a shipped recipe's name or from its own text.
 
         `args` are recipe_args: values for its variables.
         Raises RecipeError, with file:line, for whatever keeps it from being carried out: all of it at once.
         """
-        reading = read_recipe(source, args)
+        reading = read_recipe(str(source), args)
         if reading.recipe is None:
             raise together(reading.problems)
         return reading.recipe

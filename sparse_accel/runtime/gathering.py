@@ -108,11 +108,17 @@ def whole_module(session: Session) -> nn.Module | None:
     """The model in training, whole, with its masks and quantizers as they are now; None but on the main process."""
     if not session.backend.shards_weights:
         return session.module if session.accelerator.is_main_process else None
+    return whole_copy(session)
+
+
+def whole_copy(session: Session) -> nn.Module | None:
+    """The same as a model of its own, on the CPU, however training holds it."""
     state = whole_state(session)
     if not session.accelerator.is_main_process:
         return None
-    assert session.build_whole is not None, "a sharded session knows how to build its model"
-    module = session.build_whole()
+    assert session.build_whole is not None, "a session that trains knows how to build its model"
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and training may go on
+        module = session.build_whole()
     module.load_state_dict(state)
     copy_requests(session.module, module)
     return module
