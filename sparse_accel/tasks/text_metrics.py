@@ -48,7 +48,9 @@ def glue_class_metrics(
         elif name == "f1":
             metrics[name] = float(f1_score(labels == positive, predictions == positive, zero_division=0))
         elif name == "matthews_correlation":
-            metrics[name] = float(matthews_corrcoef(labels, predictions))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of one class in both; the correlation is then 0
+                metrics[name] = float(matthews_corrcoef(labels, predictions))
         else:
             raise KeyError(name)
     return {**_combined(metrics), "loss": cross_entropy(logits, labels)}
