@@ -14,13 +14,13 @@ from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks import text_metrics
 from sparse_accel.tasks.base import DataOptions, LazyFiles, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
-from sparse_accel.tasks.features import Features, load_features, save_features
-from sparse_accel.tasks.files import cache_folder
+from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.glue import HUB_NAME, GlueTask, glue_task, mismatched_file, read_glue_file
+from sparse_accel.tasks.plain_features import cached_features, digest_of
 from sparse_accel.tasks.reading import Row, data_set_splits, read_data_set, read_file
 from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
-from sparse_accel.tasks.text_features import Texts, TextSpec, encode_texts, text_spec, texts_digest
+from sparse_accel.tasks.text_features import Texts, TextSpec, encode_texts, text_spec
 from sparse_accel.tasks.text_labels import (
     PROBLEM_TYPES,
     BadLabelError,
@@ -142,9 +142,11 @@ class TextClassification:
         names = () if is_regression else scoring.names(logits.shape[1])
         metrics: dict[str, float] = {}
         if labels is not None:
-            metrics = _metrics(logits, labels, names, scoring, is_regression=is_regression)
+            metrics = _metrics(logits, labels, scoring, is_regression=is_regression)
         kind: LabelKind = "regression" if is_regression else scoring.labels.kind
         files: dict[str, Callable[[], Any]] = {"predictions": lambda: predictions_of(logits, kind, names)}
+        if labels is not None and not is_regression:
+            files["label_metrics"] = lambda: text_metrics.metrics_by_label(logits, labels, names)
         if scoring.is_test:
             name = "results.txt" if scoring.glue is None else f"results_{scoring.glue.name}.txt"
             files[name] = lambda: results_text(logits, kind, names)
@@ -194,15 +196,13 @@ def results_text(logits: np.ndarray, kind: LabelKind, names: Sequence[str]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _metrics(
-    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], scoring: Scoring, *, is_regression: bool
-) -> dict[str, float]:
+def _metrics(logits: np.ndarray, labels: np.ndarray, scoring: Scoring, *, is_regression: bool) -> dict[str, float]:
     glue = scoring.glue
     if is_regression:
         by_number = text_metrics.regression_metrics if glue is None else text_metrics.glue_regression_metrics
         return by_number(logits[:, 0], labels)
     if scoring.labels.kind == "multi":
-        return text_metrics.multi_label_metrics(logits, labels, names)
+        return text_metrics.multi_label_metrics(logits, labels)
     if len(labels) and labels.max() >= logits.shape[1]:
         raise DataError(
             f"a row has the label {labels.max()}, and the model has {logits.shape[1]} outputs, 0 to {logits.shape[1] - 1}"
@@ -365,16 +365,9 @@ class _Loader:
         return model_label_set("classes", self.model_labels, source)
 
     def _features(self, texts: list[Texts]) -> Features:
-        path = cache_folder(self.options.cache_dir) / f"{texts_digest(texts)}-{self.spec.digest()[:32]}.npz"
-        cached = None if self.options.overwrite_cache else load_features(path)
-        if cached is not None:
-            return cached
-        features = encode_texts(texts, self.spec, self.options.preprocessing_num_workers)
-        try:
-            save_features(path, features)
-        except OSError as error:
-            self.notes.append(f"the features are not cached: {path.parent}: {error.strerror or error}")
-        return features
+        name = digest_of([text or "" for pair in texts for text in pair], "text_classification", self.spec.digest())
+        workers = self.options.preprocessing_num_workers
+        return cached_features(self.options, name, lambda: encode_texts(texts, self.spec, workers), self.notes)
 
     def _read_file(self, path: str) -> list[Row]:
         rows = read_glue_file(path, self.glue) if self.glue is not None else None

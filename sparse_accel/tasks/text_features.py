@@ -45,14 +45,13 @@ class TextSpec:
 def text_spec(tokenizer: Any, max_length: int) -> TextSpec:
     """The spec for a transformers tokenizer (or a ServedTokenizer). Raises ModelError for one that is slow or cannot pad."""
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer; a fast one (a folder with tokenizer.json) is needed")
+        raise ModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; a fast one (a folder with tokenizer.json) is needed"
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{type(tokenizer).__name__} has no padding token, and batches need one")
-    backend = getattr(tokenizer, "backend", None)
-    if not isinstance(backend, str):
-        backend = tokenizer.backend_tokenizer.to_str()
     return TextSpec(
-        backend=backend,
+        backend=tokenizer.backend_tokenizer.to_str(),
         max_length=max_length,
         truncation_side=tokenizer.truncation_side,
         token_types="token_type_ids" in tokenizer.model_input_names,
@@ -124,15 +123,3 @@ def _start_worker(spec: TextSpec) -> None:
 
 def _encode_in_worker(chunk: Sequence[Texts]) -> Features:
     return _worker_encoder(chunk)
-
-
-def texts_digest(texts: Sequence[Texts]) -> str:
-    """A name for the texts in their order."""
-    digest = hashlib.sha256()
-    for pair in texts:
-        for text in pair:
-            data = b"" if text is None else text.encode()
-            # A second text that is there is not empty.
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-    return digest.hexdigest()[:32]

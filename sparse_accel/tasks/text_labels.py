@@ -9,7 +9,7 @@ import ast
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final, Literal
@@ -68,7 +68,9 @@ class LabelSet:
         if self.kind == "classes":
             found = _parsed(value)
             if isinstance(found, list):
-                raise BadLabelError(f"has {len(found)} labels, {found!r:.60}; each row has exactly one label in this data")
+                raise BadLabelError(
+                    f"has {len(found)} labels, {found!r:.60}; each row has exactly one label in this data"
+                )
             return self._place(found)
         return self._places(_parsed(value))
 
@@ -261,7 +263,11 @@ def label_set(
         return _vector_labels(vectors, values, model_labels, source), []
     names = [str(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
     if not names or (kind == "classes" and len(names) < 2):
-        raise DataError(f"{source}: every row has the label {names[0]!r}; at least two labels are needed" if names else f"{source}: no row has a label")
+        raise DataError(
+            f"{source}: every row has the label {names[0]!r}; at least two labels are needed"
+            if names
+            else f"{source}: no row has a label"
+        )
     notes = []
     if kind == "classes" and len(names) > max(20, _TOO_MANY * len(labels)):
         notes.append(
@@ -275,9 +281,10 @@ def label_set(
             notes.append(f"{source}: the labels are numbers; they are taken for the model's own: {_numbering(model)}")
             return LabelSet(kind, model, model), notes
         if set(names) & set(model):
+            head = "is kept and learns them" if len(names) == len(model) else "begins anew"
             notes.append(
                 f"{source}: has the {len(names)} labels {listed(names)}, the model {len(model)}, {listed(model)}; as they are "
-                "not the same the model gets a new head"
+                f"not the same, its head {head}"
             )
     return LabelSet(kind, tuple(names)), notes
 
@@ -323,23 +330,6 @@ def order_in(ours: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
         return [list(theirs).index(name) for name in ours]
     folded = [name.casefold() for name in theirs]
     return [folded.index(name.casefold()) for name in ours]
-
-
-def named_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The label names of a config (`id2label`) in order; None where they are numbers dressed up (`LABEL_0`)."""
-    id2label = config.get("id2label")
-    if not isinstance(id2label, Mapping) or not id2label:
-        return None
-    try:
-        by_place = {int(place): str(name) for place, name in id2label.items()}
-    except (TypeError, ValueError):
-        return None
-    if sorted(by_place) != list(range(len(by_place))):
-        return None
-    names = tuple(by_place[place] for place in range(len(by_place)))
-    if len(set(names)) < len(names) or all(name == f"LABEL_{place}" for place, name in enumerate(names)):
-        return None
-    return names
 
 
 def _occurring(labels: Sequence[Any]) -> tuple[list[list[Any]], set[Any]]:

@@ -15,23 +15,18 @@ import numpy as np
 
 # A label applies where its probability is higher than this, as in SparseML (and in the paper of GoEmotions).
 THRESHOLD: Final = 0.3
+_KINDS: Final = ("precision", "recall", "f1")
 
 
 def class_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """For float32 [N, C] and int [N]: accuracy, and precision, recall and F1 averaged over the classes that occur in the
-    labels or the predictions (`f1` is the averaged one)."""
-    from sklearn.metrics import precision_recall_fscore_support
+    """For float32 [N, C] and int [N]: accuracy, and F1 averaged over the classes that occur in labels or predictions (`f1` and
+    `f1_macro`)."""
+    from sklearn.metrics import f1_score
 
     predictions = logits.argmax(-1)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="macro", zero_division=0)
-    return {
-        "accuracy": _mean(predictions == labels),
-        "f1": float(f1),
-        "macro_average_precision": float(precision),
-        "macro_average_recall": float(recall),
-        "macro_average_f1": float(f1),
-        "loss": cross_entropy(logits, labels),
-    }
+    f1 = float(f1_score(labels, predictions, average="macro", zero_division=0))
+    accuracy = _mean(predictions == labels)
+    return {"accuracy": accuracy, "f1": f1, "f1_macro": f1, "loss": cross_entropy(logits, labels)}
 
 
 def glue_class_metrics(
@@ -84,29 +79,45 @@ def correlations(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {name: value if math.isfinite(value) else 0.0 for name, value in found.items()}
 
 
-def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """For float32 [N, L] and 0 or 1 [N, L]: precision, recall and F1 of each label and their means, as in SparseML; besides
-    those over all decisions together (`micro_average_f1`, which is also `f1`), and `accuracy`: rows that are right in all."""
+def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """For float32 [N, L] and 0 or 1 [N, L]: `accuracy` counts rows that are right in all labels; `f1` and `f1_micro` are over
+    all decisions together; the means over labels have SparseML's names, too (`macro_average_f1` is `f1_macro`)."""
+    predictions, truth = probabilities(logits) > THRESHOLD, labels > 0.5
+    macro = _yes_or_no(truth, predictions).mean(0)
+    micro = _yes_or_no(truth.reshape(-1, 1), predictions.reshape(-1, 1))[0]
+    return {
+        "accuracy": _mean((predictions == truth).all(-1)),
+        "f1": float(micro[2]),
+        "f1_micro": float(micro[2]),
+        "f1_macro": float(macro[2]),
+        **{f"macro_average_{kind}": float(value) for kind, value in zip(_KINDS, macro, strict=True)},
+        "loss": binary_cross_entropy(logits, labels),
+    }
+
+
+def metrics_by_label(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """label -> precision, recall, F1 and in how many rows it is; `labels` are int [N], one each, or 0 or 1 [N, L]."""
+    if labels.ndim == 1:
+        places = np.arange(len(names))
+        truth, predictions = labels[:, None] == places, logits.argmax(-1)[:, None] == places
+    else:
+        truth, predictions = labels > 0.5, probabilities(logits) > THRESHOLD
+    return {
+        name: {**{kind: float(value) for kind, value in zip(_KINDS, row, strict=True)}, "support": int(count)}
+        for name, row, count in zip(names, _yes_or_no(truth, predictions), truth.sum(0), strict=True)
+    }
+
+
+def _yes_or_no(truth: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """float64 [L, 3]: precision, recall and F1 of each column of bool [N, L]."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    predictions, truth = probabilities(logits) > THRESHOLD, labels > 0.5
-    # scikit-learn takes one column of booleans for two classes; as columns of yes and no every label is counted alike.
+    # Column by column: a single column in scikit-learn's table of several labels would mean two classes.
     columns = [
         precision_recall_fscore_support(truth[:, place], predictions[:, place], average="binary", zero_division=0)[:3]
-        for place in range(len(names))
+        for place in range(truth.shape[1])
     ]
-    by_label = np.array(columns, dtype=np.float64)
-    metrics: dict[str, float] = {}
-    kinds = ("precision", "recall", "f1")
-    for name, row in zip(names, by_label, strict=True):
-        metrics |= {f"{kind}_{name}": float(value) for kind, value in zip(kinds, row, strict=True)}
-    metrics |= {f"macro_average_{kind}": float(value) for kind, value in zip(kinds, by_label.mean(0), strict=True)}
-    micro = precision_recall_fscore_support(truth.ravel(), predictions.ravel(), average="binary", zero_division=0)[:3]
-    metrics |= {f"micro_average_{kind}": float(value) for kind, value in zip(kinds, micro, strict=True)}
-    metrics["f1"] = metrics["micro_average_f1"]
-    metrics["accuracy"] = _mean((predictions == truth).all(-1))
-    metrics["loss"] = binary_cross_entropy(logits, labels)
-    return metrics
+    return np.array(columns, dtype=np.float64)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -61,7 +61,9 @@ def text_columns(
     if named is not None:
         for name in named:
             if name not in names:
-                raise DataError(f"{row.where}: there is no column {name!r} (--input_column_names){suggestion(name, names)}")
+                raise DataError(
+                    f"{row.where}: there is no column {name!r} (--input_column_names){suggestion(name, names)}"
+                )
         return TextColumns(named, found_label), []
     usual = _usual_columns(glue)
     for candidate in usual:
@@ -75,9 +77,7 @@ def text_columns(
             f"{' and '.join(wanted)}; --input_column_names names others)"
         )
     texts = [
-        name
-        for name in names
-        if name not in known and name not in _NUMBERING and isinstance(row.values[name], str)
+        name for name in names if name not in known and name not in _NUMBERING and isinstance(row.values[name], str)
     ]
     if not texts:
         raise DataError(
@@ -106,7 +106,9 @@ def _label_column(row: Row, label: str, glue: GlueTask | None) -> str:
     for name in (label, glue.file_label if glue is not None else label):
         if name in names:
             return name
-    raise DataError(f"{row.where}: there is no column {label!r}{suggestion(label, names)} (--label_column_name names it)")
+    raise DataError(
+        f"{row.where}: there is no column {label!r}{suggestion(label, names)} (--label_column_name names it)"
+    )
 
 
 def source_of(rows: Sequence[Row]) -> str:

@@ -16,7 +16,6 @@ from sparse_accel.tasks.text_labels import (
     label_kind,
     label_set,
     model_label_set,
-    named_labels,
     order_in,
 )
 
@@ -64,7 +63,7 @@ def test_labels_of_another_kind_than_most_are_named(labels: list[Any], index: in
 
 
 def test_data_without_any_label_is_an_error() -> None:
-    with pytest.raises(DataError, match="d.csv: row 1: has no label, and neither has any other row"):
+    with pytest.raises(DataError, match=r"d.csv: row 1: has no label, and neither has any other row"):
         label_kind(placed(["", None]))
 
 
@@ -77,7 +76,8 @@ def test_labels_are_in_order_or_in_the_models_own() -> None:
     taken, notes = label_set([0, 1, 1], "classes", ("bad", "good"), "d")
     assert taken.names == ("bad", "good") and taken.encode("1") == 1 and "0 is 'bad', 1 is 'good'" in notes[0]
     new, notes = label_set(["good", "fair"], "classes", ("bad", "good"), "d")
-    assert new.names == ("fair", "good") and "gets a new head" in notes[0]
+    assert new.names == ("fair", "good") and "its head is kept" in notes[0]
+    assert "its head begins anew" in label_set(["good", "fair", "poor"], "classes", ("bad", "good"), "d")[1][0]
     assert label_set([0, 1, 2], "classes", ("bad", "good"), "d")[0].names == ("0", "1", "2")
 
 
@@ -142,13 +142,6 @@ def test_without_training_the_models_labels_count() -> None:
     assert model_label_set("classes", None, "d").names is None
     with pytest.raises(DataError, match="does not name its labels"):
         model_label_set("multi", None, "d")
-
-
-def test_names_that_a_config_made_up_mean_nothing() -> None:
-    assert named_labels({"id2label": {"0": "no", "1": "yes"}}) == ("no", "yes")
-    assert named_labels({"id2label": {1: "yes", 0: "no"}}) == ("no", "yes")
-    for config in ({}, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, {"id2label": {0: "a", 2: "b"}}):
-        assert named_labels(config) is None
 
 
 def test_two_orders_of_the_same_labels() -> None:

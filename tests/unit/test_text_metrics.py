@@ -27,13 +27,12 @@ def test_metrics_of_classes_are_those_of_scikit_learn(num_rows: int, num_classes
     predictions = logits.argmax(-1)
     found = text_metrics.class_metrics(logits, labels)
     assert found["accuracy"] == metrics.accuracy_score(labels, predictions)
-    for name, function in (
-        ("precision", metrics.precision_score),
-        ("recall", metrics.recall_score),
-        ("f1", metrics.f1_score),
-    ):
-        assert found[f"macro_average_{name}"] == function(labels, predictions, average="macro", zero_division=0)
-    assert found["f1"] == found["macro_average_f1"]
+    assert found["f1"] == found["f1_macro"] == metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+    by_class = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(num_classes), average=None, zero_division=0
+    )
+    table = text_metrics.metrics_by_label(logits, labels, [str(place) for place in range(num_classes)])
+    assert [tuple(row.values()) for row in table.values()] == list(zip(*by_class, strict=True))
     loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-12)
 
@@ -79,17 +78,16 @@ def test_metrics_of_several_labels_are_those_of_scikit_learn() -> None:
     labels[:, 4] = 0.0  # a label that never applies
     logits = (rng.normal(size=labels.shape) + 2 * labels - 1).astype(np.float32)
     logits[:, 5] = -50.0  # one that is never predicted
-    names = ("joy", "anger", "fear", "love", "grief", "pride")
-    found = text_metrics.multi_label_metrics(logits, labels, names)
+    found = text_metrics.multi_label_metrics(logits, labels)
     predictions = torch.from_numpy(logits).double().sigmoid().numpy() > 0.3
     by_label = metrics.precision_recall_fscore_support(labels, predictions, average=None, zero_division=0)
-    for place, name in enumerate(names):
-        for kind, column in zip(("precision", "recall", "f1"), by_label, strict=False):
-            assert found[f"{kind}_{name}"] == pytest.approx(column[place], rel=1e-12)
+    table = text_metrics.metrics_by_label(logits, labels, list("abcdef"))
+    assert [tuple(row.values()) for row in table.values()] == pytest.approx(list(zip(*by_label, strict=True)))
     for average in ("macro", "micro"):
         score = metrics.f1_score(labels, predictions, average=average, zero_division=0)
-        assert found[f"{average}_average_f1"] == pytest.approx(score, rel=1e-12)
-    assert found["f1"] == found["micro_average_f1"]
+        assert found[f"f1_{average}"] == pytest.approx(score, rel=1e-12)
+    assert found["f1"] == found["f1_micro"] and found["macro_average_f1"] == found["f1_macro"]
+    assert found["macro_average_recall"] == pytest.approx(by_label[1].mean(), rel=1e-12)
     assert found["accuracy"] == metrics.accuracy_score(labels, predictions)
     loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits).double(), torch.from_numpy(labels).double())
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-12)
@@ -99,7 +97,7 @@ def test_one_class_alone_and_logits_of_any_size_give_numbers() -> None:
     logits = np.array([[1e4, -1e4], [3e4, 0.0]], np.float32)
     found = text_metrics.glue_class_metrics(logits, np.zeros(2, int), ("accuracy", "f1", "matthews_correlation"), 1)
     assert found == {"accuracy": 1.0, "f1": 0.0, "matthews_correlation": 0.0, "combined_score": 1 / 3, "loss": 0.0}
-    several = text_metrics.multi_label_metrics(logits, np.zeros((2, 2), np.float32), ("a", "b"))
+    several = text_metrics.multi_label_metrics(logits, np.zeros((2, 2), np.float32))
     assert np.isfinite(list(several.values())).all()
     assert text_metrics.probabilities(logits)[0].tolist() == [1.0, 0.0]
     assert text_metrics.softmax(logits)[0].tolist() == [1.0, 0.0]

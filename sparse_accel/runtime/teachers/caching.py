@@ -194,6 +194,8 @@ def cache_job(loaded: LoadedTeacher, run: Asking, loader: StepLoader) -> CacheJo
         select=distillers[0].teacher_inputs,
         batch_size=made_of["batches"]["features"],
         dtype=options.teacher_cache_dtype,
+        # Of what stands at places a task always leaves the padding out.
+        by_token=lambda key, logits, batch: run.task.distillation_keep(key, logits, batch) is not None,
         num_workers=options.dataloader_num_workers,
     )
 
@@ -218,7 +220,11 @@ def _made_of(
         "inputs": sorted(loaded.accepted if given is None else loaded.accepted & set(given)),
         "task": run.task.name,
         "outputs": list(keys),
-        **({"label_order": {key: list(order) for key, order in loaded.label_order.items()}} if loaded.label_order else {}),
+        **(
+            {"label_order": {key: list(order) for key, order in loaded.label_order.items()}}
+            if loaded.label_order
+            else {}
+        ),
         "features": {"count": len(features), "content": features_digest(features)},
         "batches": {
             "made_by": type(collate).__name__,

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from sparse_accel.errors import ModelError
-from sparse_accel.tasks.text_labels import named_labels, order_in
+from sparse_accel.folders.loading import label_names
+from sparse_accel.tasks.text_labels import order_in
 
 
 def frozen_copy(student: nn.Module) -> nn.Module:
@@ -61,7 +62,7 @@ def label_order(teacher: Any, student: Any, name: str) -> tuple[int, ...] | None
 
     Raises ModelError, which shows both, for other labels.
     """
-    ours, theirs = (named_labels(model.config.to_dict()) for model in (student, teacher))
+    ours, theirs = label_names(student.config), label_names(teacher.config)
     if ours is None or theirs is None:
         return None
     order = order_in(ours, theirs)
@@ -75,5 +76,5 @@ def label_order(teacher: Any, student: Any, name: str) -> tuple[int, ...] | None
 
 
 def _labels(model: Any) -> str:
-    names = named_labels(model.config.to_dict())
+    names = label_names(model.config)
     return f"{model.config.num_labels} without names" if names is None else ", ".join(names)
