@@ -352,7 +352,7 @@ def _vector_labels(
 ) -> LabelSet:
     if values:
         raise DataError(
-            f"{source}: some rows name their labels ({listed([str(value) for value in list(values)[:1]])}), and some say yes or no for each of them "
+            f"{source}: some rows name their labels ({next(iter(values))!r:.40}), and some say yes or no for each of them "
             f"({list(vectors[0])!r:.40}); one way is needed"
         )
     size = Counter(map(len, vectors)).most_common(1)[0][0]
