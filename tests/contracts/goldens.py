@@ -33,7 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
-    "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 1e-3}'},
+    "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
     "text_classification/pruned_quant": {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
     },
