@@ -103,7 +103,7 @@ SEVERAL = LabelSet("multi", ("joy", "fear", "love"), ("joy", "fear", "love"))
 @pytest.mark.parametrize(
     ("labels", "value", "problem"),
     [
-        (THREE, "laugh", "the label 'laugh' is not one of the 3 labels; known: 'fear'|the label 'laugh' is not one of"),
+        (THREE, "laugh", "the label 'laugh' is not one of the 3 labels; known: fear, joy, love"),
         (THREE, "joi", "did you mean 'joy'"),
         (THREE, 3, "the label 3 is out of range: there are 3 labels, 0 to 2"),
         (THREE, "-1", r"out of range: there are 3 labels, 0 to 2 \(-1 stands for a row without a label\)"),
