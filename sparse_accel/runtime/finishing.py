@@ -28,6 +28,7 @@ from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import METRICS, QA, describe_command
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
+from sparse_accel.tasks.base import prediction_file
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
@@ -58,12 +59,12 @@ def finish(run: Run) -> dict[str, Any]:
         more = _evaluate_more(run, run.data.more_validation, "eval", files)
         results |= run.evaluation.metrics | more
         files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics, **more}
-        files |= {f"eval_{name}.json": content for name, content in run.evaluation.scored.files.items()}
+        files |= {prediction_file("eval", name): content for name, content in run.evaluation.scored.files.items()}
     if options.do_predict and run.data.test is not None:
         prediction = evaluate(
             session, run.data.test, run.collate, prefix="predict", on_batch=run.screen.batches("predicting")
         )
-        files |= {f"predict_{name}.json": content for name, content in prediction.scored.files.items()}
+        files |= {prediction_file("predict", name): content for name, content in prediction.scored.files.items()}
         files["predict_results.json"] = prediction.metrics | _evaluate_more(run, run.data.more_test, "predict", files)
         results |= files["predict_results.json"]
     files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
@@ -88,7 +89,7 @@ def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: di
     for suffix, split in splits.items():
         found = evaluate(run.session, split, run.collate, prefix=prefix, on_batch=run.screen.batches("evaluating"))
         metrics |= {f"{name}_{suffix}": value for name, value in found.metrics.items()}
-        files |= {f"{prefix}_{name}_{suffix}.json": content for name, content in found.scored.files.items()}
+        files |= {prediction_file(prefix, name, suffix): content for name, content in found.scored.files.items()}
     return metrics
 
 
@@ -169,7 +170,9 @@ def _write_all(
     ranges: dict[str, Tensor],
 ) -> None:
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        is_json = name.endswith(".json")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else content
+        (folder / name).write_text(text, "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
     module.save_pretrained(folder)

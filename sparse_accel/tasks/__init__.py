@@ -17,9 +17,23 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"question_answering": _question_answering}
+def _text_classification() -> Task:
+    from sparse_accel.tasks.text_classification import TextClassification
 
-ALIASES: dict[str, str] = {"qa": "question_answering"}
+    return TextClassification()
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "question_answering": _question_answering,
+    "text_classification": _text_classification,
+}
+
+ALIASES: dict[str, str] = {
+    "qa": "question_answering",
+    "glue": "text_classification",
+    "sequence_classification": "text_classification",
+    "sentiment_analysis": "text_classification",
+}
 
 
 def resolve_task(name: str) -> Task:
