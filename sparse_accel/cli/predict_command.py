@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions, or labels words, from arguments, a file or standard input."""
+"""The command `predict`: answers questions, classifies texts or labels their words, from arguments, a file or standard input."""
 
 from __future__ import annotations
 
@@ -59,14 +59,28 @@ def predict_command(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text to find names in; may be given several times.", show_default=False),
+        typer.Option(
+            "--text", help="A text to classify, or to find names in; may be given several times.", show_default=False
+        ),
+    ] = None,
+    text_pair: Annotated[
+        list[str] | None,
+        typer.Option("--text_pair", help="The second text of a pair; as often as --text.", show_default=False),
+    ] = None,
+    input_column_names: Annotated[
+        str | None,
+        typer.Option(
+            "--input_column_names",
+            help="Of --file: the column with the text, or two of them. Left out: training's.",
+            show_default=False,
+        ),
     ] = None,
     file: Annotated[
         str | None,
         typer.Option(
             "--file",
-            help="Rows with question and context (or text, or tokens): JSON, JSON lines, CSV, parquet, SQuAD's layout or"
-            " CoNLL.",
+            help="Rows with question and context, with texts, or with tokens: JSON, JSON lines, CSV, parquet, SQuAD's or GLUE's"
+            " layout, or CoNLL.",
             show_default=False,
         ),
     ] = None,
@@ -115,9 +129,9 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts, or label their words, as the model does. Without --question, --text and --file, input is
-    read from standard input, one JSON object a line with question and context (or text, or tokens), and answered as it
-    comes."""
+    """Answer questions about texts, classify texts or label their words, as the model does. Without --question, --text and
+    --file, input is read from standard input, one JSON object a line with question and context (or text, text and
+    text_pair, or tokens), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
     _check_output(output)
@@ -134,7 +148,7 @@ def predict_command(
         "max_answer_length": max_answer_length,
     }
     if task == "token_classification":
-        _refuse_foreign(asking, task, deployment)
+        _refuse_foreign({**asking, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
         _label_words(
             deployment,
             text or [],
@@ -145,7 +159,21 @@ def predict_command(
             on_bad_rows=on_bad_rows,
         )
         return 0
-    _refuse_foreign({"text": text}, task, deployment)
+    if task == "text_classification":
+        _refuse_foreign(asking, task, deployment)
+        _classify(
+            deployment,
+            text or [],
+            text_pair or [],
+            file,
+            input_column_names,
+            _Engine(engine, threads, batch_size, max_seq_length),
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    _refuse_foreign({"text": text, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
     source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
@@ -189,6 +217,54 @@ def _refuse_foreign(options: Mapping[str, Any], task: str, folder: Path) -> None
     for name, value in options.items():
         if value is not None:
             raise OptionError(f"--{name}: {folder} is a model for {task.replace('_', ' ')}, which has no such option")
+
+
+def _classify(
+    folder: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    file: str | None,
+    input_column_names: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_texts
+    from sparse_accel.serving.text_predicting import TextPredictor
+    from sparse_accel.tasks.text_rows import named_columns
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_texts.source_of(texts, pairs, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    predictor = TextPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    trained_with = predictor.deployment.facts.settings
+    named = named_columns(input_column_names or trained_with.get("input_column_names"))
+    if source == "file":
+        assert file is not None
+        asked = predict_texts.from_file(
+            file, named, trained_with.get("task_name"), refuse, lambda note: _say(f"note: {note}")
+        )
+    elif source == "arguments":
+        if input_column_names is not None:
+            raise OptionError("--input_column_names names columns of --file or of JSON lines, and --text has none")
+        asked = iter(predict_texts.from_arguments(texts, pairs))
+    else:
+        asked = predict_texts.from_lines(sys.stdin.buffer, named, refuse)
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_texts.JsonLines(stream) if as_json else predict_texts.Readable(stream)
+        for one, found in predict_texts.classified(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
 
 
 def _label_words(

@@ -17,6 +17,12 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
+def _text_classification() -> Task:
+    from sparse_accel.tasks.text_classification import TextClassification
+
+    return TextClassification()
+
+
 def _token_classification() -> Task:
     from sparse_accel.tasks.token_classification import TokenClassification
 
@@ -25,10 +31,17 @@ def _token_classification() -> Task:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
+    "text_classification": _text_classification,
     "token_classification": _token_classification,
 }
 
-ALIASES: dict[str, str] = {"qa": "question_answering", "ner": "token_classification"}
+ALIASES: dict[str, str] = {
+    "qa": "question_answering",
+    "glue": "text_classification",
+    "sequence_classification": "text_classification",
+    "sentiment_analysis": "text_classification",
+    "ner": "token_classification",
+}
 
 
 def resolve_task(name: str) -> Task:

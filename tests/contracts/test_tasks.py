@@ -34,6 +34,7 @@ from tests.tiny import (
     tiny_tagged,
     tiny_tokenizer,
 )
+from tests.tiny_text import LABELS, tiny_text_bert, tiny_text_rows
 
 ROWS = 24
 
@@ -52,6 +53,8 @@ class World:
     best: Mapping[str, float]
     # Options of a command that trains on it, beside those of every task.
     flags: Mapping[str, str] = field(default_factory=dict)
+    # What the model's config calls its labels.
+    labels: Sequence[str] | None = None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,6 +129,19 @@ WORLDS: dict[str, World] = {
         best={"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0, "loss": 0.0},
     ),
 }
+
+WORLDS["text_classification"] = World(
+    model=tiny_text_bert,
+    tokenizer=tiny_tokenizer,
+    layouts={
+        "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_text_rows(ROWS)})),
+        "table.csv": lambda path: write_csv(path, tiny_text_rows(ROWS)),
+        "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_text_rows(ROWS)))),
+    },
+    perfect=lambda split: {"logits": list(10 * np.eye(3, dtype=np.float32)[split.features.labels["labels"]])},
+    best={"accuracy": 1.0, "f1": 1.0},
+    labels=LABELS,
+)
 
 every_task = pytest.mark.parametrize("name", sorted(TASKS))
 
@@ -234,12 +250,12 @@ def test_perfect_outputs_score_as_perfect_and_others_do_not(name: str, tmp_path:
     layout, write = next(iter(world.layouts.items()))
     write(tmp_path / layout)
     options = TinyDataOptions(validation_file=str(tmp_path / layout), cache_dir=str(tmp_path / "cache"), do_eval=True)
-    split = task.load(options, world.tokenizer(tmp_path / "tokenizer")).validation
+    split = task.load(options, world.tokenizer(tmp_path / "tokenizer"), model_labels=world.labels).validation
     assert split is not None
     outputs = world.perfect(split)
     assert set(outputs) == set(task.output_keys)
     scored = task.score(split, outputs, options)
-    assert scored.metrics == pytest.approx(dict(world.best))
+    assert {metric: scored.metrics[metric] for metric in world.best} == pytest.approx(dict(world.best))
     written = write_predictions(tmp_path, "eval", scored)
     assert {path.name for path in written} == {f"eval_{file}.json" for file in scored.files}
     assert [json.loads(path.read_text("utf-8")) for path in written] == list(scored.files.values())
