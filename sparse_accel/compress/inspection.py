@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,13 @@ from sparse_accel.compress.structure import Structure, as_matrix, structure_of
 
 # A weight's grid of up to so many bits is what an integer of one byte holds.
 _BYTE: Final = 8
+# What matrices are called in a layer, in the order in which people name them.
+_COLUMNS: Final = (
+    "word_embeddings", "position_embeddings", "token_type_embeddings", "query", "q_lin", "q_proj", "key", "k_lin",
+    "k_proj", "value", "v_lin", "v_proj", "c_attn", "out_lin", "out_proj", "intermediate", "lin1", "fc1", "c_fc", "ffn",
+    "output", "c_proj", "lin2", "fc2", "ffn_output",
+)  # fmt: skip
+_KINDS: Final = ("embeddings", "attention", "feed-forward", "head")
 _ROLES: Final = {1: ("input",), 2: ("left", "right")}
 
 
@@ -154,6 +161,19 @@ def place_of(name: str) -> tuple[str, str]:
     return ".".join(numbers), words[-1] if words else name
 
 
+def in_order(matrices: Iterable[MatrixFacts]) -> tuple[MatrixFacts, ...]:
+    """Matrices as they follow each other in a model: by layer, and as people name them in one."""
+    known = {name: index for index, name in enumerate(_COLUMNS)}
+
+    def place(matrix: MatrixFacts) -> tuple[Any, ...]:
+        numbers = [int(number) for number in matrix.row.split(".") if number]
+        rank = 0 if matrix.kind == "embeddings" else 1 if numbers else 2
+        kind = _KINDS.index(matrix.kind) if matrix.kind in _KINDS else len(_KINDS)
+        return rank, numbers, kind, known.get(matrix.column, len(known)), matrix.name
+
+    return tuple(sorted(matrices, key=place))
+
+
 def packed_bytes(count: Count, itemsize: int) -> int:
     """Bytes of n numbers of which k are zero, as they are or as one bit each and the others, whichever is less:
     min(n * itemsize, ceil(n / 8) + (n - k) * itemsize)."""
@@ -208,7 +228,7 @@ def inspect_tensors(
     quantizes_weights = any(compression.weight is not None for compression in plan.modules.values())
     sizes = Sizes(4 * census.num_parameters, disk_bytes, packed, in_integers if quantizes_weights else None)
     return Inspection(
-        source, form, model, census, tuple(matrices), tuple(quantizer_facts(plan, ranges)), sizes, notes
+        source, form, model, census, in_order(matrices), tuple(quantizer_facts(plan, ranges)), sizes, notes
     )
 
 
