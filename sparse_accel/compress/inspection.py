@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sparse_accel.compress.census import Census, Count
+from sparse_accel.compress.census import Census, Count, kind_of_name
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.plan import CompressionPlan
 from sparse_accel.compress.structure import Structure, as_matrix, structure_of
@@ -163,15 +163,22 @@ def place_of(name: str) -> tuple[str, str]:
 
 def in_order(matrices: Iterable[MatrixFacts]) -> tuple[MatrixFacts, ...]:
     """Matrices as they follow each other in a model: by layer, and as people name them in one."""
-    known = {name: index for index, name in enumerate(_COLUMNS)}
+    return tuple(sorted(matrices, key=lambda matrix: _rank(matrix.name)))
 
-    def place(matrix: MatrixFacts) -> tuple[Any, ...]:
-        numbers = [int(number) for number in matrix.row.split(".") if number]
-        rank = 0 if matrix.kind == "embeddings" else 1 if numbers else 2
-        kind = _KINDS.index(matrix.kind) if matrix.kind in _KINDS else len(_KINDS)
-        return rank, numbers, kind, known.get(matrix.column, len(known)), matrix.name
 
-    return tuple(sorted(matrices, key=place))
+def quantizers_in_order(quantizers: Iterable[QuantizerFacts]) -> tuple[QuantizerFacts, ...]:
+    """Quantizers by the order of their modules; those of one module stay as they were."""
+    return tuple(sorted(quantizers, key=lambda quantizer: _rank(quantizer.module)))
+
+
+def _rank(name: str) -> tuple[Any, ...]:
+    """Where a module or weight stands in a model: embeddings, layers by their numbers, what comes after them."""
+    row, column = place_of(name)
+    numbers = [int(number) for number in row.split(".") if number]
+    kind = kind_of_name(name)
+    part = 0 if kind == "embeddings" else 1 if numbers else 2
+    place = _COLUMNS.index(column) if column in _COLUMNS else len(_COLUMNS)
+    return part, numbers, _KINDS.index(kind) if kind in _KINDS else len(_KINDS), place, name
 
 
 def packed_bytes(count: Count, itemsize: int) -> int:
@@ -228,7 +235,7 @@ def inspect_tensors(
     quantizes_weights = any(compression.weight is not None for compression in plan.modules.values())
     sizes = Sizes(4 * census.num_parameters, disk_bytes, packed, in_integers if quantizes_weights else None)
     return Inspection(
-        source, form, model, census, in_order(matrices), tuple(quantizer_facts(plan, ranges)), sizes, notes
+        source, form, model, census, in_order(matrices), quantizers_in_order(quantizer_facts(plan, ranges)), sizes, notes
     )
 
 

@@ -45,18 +45,27 @@ def inspect_folder(folder: str | Path) -> Inspection:
     if plan.num_quantizers and not ranges:
         notes.append(f"{PLAN_FILE} quantizes {plan.num_quantizers} tensors, but their scales, {RANGES_FILE}, are not there")
     config = _config(folder)
-    architectures = config.get("architectures") or [None]
     return inspect_tensors(
         state,
         plan,
         ranges,
         source=str(folder),
         form=form,
-        model=architectures[0] if isinstance(architectures, list) else None,
+        model=_architecture(config),
         disk_bytes=disk_bytes,
         inputs_first=_TURNED if config.get("model_type") in _INPUTS_FIRST else None,
         notes=tuple(notes),
     )
+
+
+def architecture(folder: Path) -> str | None:
+    """The class that a folder's config.json names, where there is one."""
+    return _architecture(_config(folder))
+
+
+def _architecture(config: Mapping[str, object]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _read_sparseml(

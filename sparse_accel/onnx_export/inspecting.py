@@ -21,6 +21,7 @@ from sparse_accel.compress.inspection import (
     module_of,
     packed_bytes,
     place_of,
+    quantizers_in_order,
 )
 from sparse_accel.compress.structure import as_matrix, structure_of
 from sparse_accel.errors import ModelError
@@ -104,7 +105,7 @@ def _inspect(path: Path, graph: ir.Graph, model: str | None) -> Inspection:
     census = Census(tuple(parameters), tuple(modules), len(quantizers))
     sizes = Sizes(4 * census.num_parameters, file_bytes(path, graph), GraphCensus(tuple(entries), 0).compressed_bytes)
     return Inspection(
-        str(path), "ONNX file", model, census, in_order(matrices), tuple(quantizers.values()), sizes
+        str(path), "ONNX file", model, census, in_order(matrices), quantizers_in_order(quantizers.values()), sizes
     )
 
 
