@@ -153,9 +153,9 @@ def _print_table(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if index >= num_words else "left", overflow="fold")
+        shown.add_column(heading, justify="right" if index >= num_words else "left", overflow="fold", no_wrap=index == 1 < num_words)
     for index, row in enumerate(rows):
         if has_total and index == len(rows) - 1:
             shown.add_section()

@@ -163,16 +163,17 @@ def place_of(name: str) -> tuple[str, str]:
 
 def in_order(matrices: Iterable[MatrixFacts]) -> tuple[MatrixFacts, ...]:
     """Matrices as they follow each other in a model: by layer, and as people name them in one."""
-    return tuple(sorted(matrices, key=lambda matrix: _rank(matrix.name)))
+    return tuple(sorted(matrices, key=lambda matrix: rank_of(matrix.name)))
 
 
 def quantizers_in_order(quantizers: Iterable[QuantizerFacts]) -> tuple[QuantizerFacts, ...]:
     """Quantizers by the order of their modules; those of one module stay as they were."""
-    return tuple(sorted(quantizers, key=lambda quantizer: _rank(quantizer.module)))
+    return tuple(sorted(quantizers, key=lambda quantizer: rank_of(quantizer.module)))
 
 
-def _rank(name: str) -> tuple[Any, ...]:
-    """Where a module or weight stands in a model: embeddings, layers by their numbers, what comes after them."""
+def rank_of(name: str) -> tuple[Any, ...]:
+    """Where a module or weight stands in a model, to sort by: embeddings, layers by their numbers, what comes after
+    them."""
     row, column = place_of(name)
     numbers = [int(number) for number in row.split(".") if number]
     kind = kind_of_name(name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sparse_accel.compress.inspection import Inspection, MatrixFacts
 from sparse_accel.reports.charts import bars
-from sparse_accel.reports.layers import LayerZeros, heat_maps, quantizer_tables, scale_chart
+from sparse_accel.reports.layers import LayerZeros, heat_maps, quantizer_tables, scale_chart, short_names
 from sparse_accel.reports.page import columns, details, page, paragraph, percent, section, size, table, tiles
 
 
@@ -123,6 +123,7 @@ def structure_table(matrices: Sequence[MatrixFacts]) -> tuple[list[str], list[li
 def matrix_table(found: Inspection) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: every matrix, by its place, narrow enough for a terminal."""
     rows = []
+    names = short_names([(matrix.kind, matrix.column) for matrix in found.matrices])
     for matrix in found.matrices:
         structure = matrix.structure
         quantizers = " ".join(f"{one.role[0]}{one.bits}" for one in found.quantizers_of(matrix.name))
@@ -137,16 +138,15 @@ def matrix_table(found: Inspection) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 matrix.row or "-",
-                f"{matrix.kind} {matrix.column}",
+                names[matrix.kind, matrix.column],
                 "x".join(str(length) for length in matrix.shape),
                 percent(matrix.count.sparsity),
                 *cells,
                 quantizers or "-",
-                size(matrix.plain_bytes),
                 size(matrix.packed_bytes if matrix.integer_bytes is None else matrix.integer_bytes),
             ]
         )
-    headings = ["layer", "matrix", "shape", "zeros", "N:M", "2:4", "1x4 zero", "only 1x4", "bits", "size"]
+    headings = ["layer", "matrix", "shape", "zeros", "N:M", "2:4", "1x4 zero", "only 1x4", "bits"]
     return [*headings, "without zeros"], rows
 
 

@@ -104,11 +104,24 @@ def each_quantizer(quantizers: Sequence[QuantizerFacts]) -> tuple[list[str], lis
 def quantizer_places(quantizers: Sequence[QuantizerFacts]) -> tuple[list[str], list[list[str]]]:
     """The same by the place of each module, narrow enough for a terminal."""
     rows = []
+    names = short_names([(kind_of_name(one.module), place_of(one.module)[1]) for one in quantizers])
     for one in quantizers:
         row, column = place_of(one.module)
         ends = [_span(numbers) if numbers is not None else "-" for numbers in (one.scale, one.zero_point)]
-        rows.append([row or "-", f"{kind_of_name(one.module)} {column}", *_sort(one), _num_scales(one), *ends])
+        rows.append([row or "-", names[kind_of_name(one.module), column], *_sort(one), _num_scales(one), *ends])
     return ["layer", "module", "tensor", "integers", "grid", "scales", "number", "scale", "zero point"], rows
+
+
+def short_names(places: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What is called the same in two kinds of layer gets its kind before its name.
+
+    >>> short_names([("attention", "query"), ("attention", "output"), ("feed-forward", "output")])[("attention", "output")]
+    'attention output'
+    """
+    kinds: dict[str, set[str]] = {}
+    for kind, name in places:
+        kinds.setdefault(name, set()).add(kind)
+    return {(kind, name): f"{kind} {name}" if len(kinds[name]) > 1 else name for kind, name in places}
 
 
 def _sort(quantizer: QuantizerFacts) -> tuple[str, ...]:
