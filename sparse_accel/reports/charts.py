@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sparse_accel.reports.page import escape, percent, short
@@ -22,11 +22,12 @@ _STEPS: Final = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Line:
-    """A named line, or several pieces of one."""
+    """A named line, or several pieces of one. A faint one is broad, to be drawn under another."""
 
     name: str
     pieces: Sequence[Sequence[tuple[float, float]]]
     has_dots: bool = False
+    is_faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class Dot:
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, linear or logarithmic."""
+    """From `low` to `high`, linear or logarithmic; `is_whole` is for what is counted in whole numbers."""
 
     low: float
     high: float
     is_log: bool = False
+    is_whole: bool = False
 
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1."""
@@ -71,6 +73,8 @@ class Axis:
             inside = [[tick for tick in ticks if self.low <= tick <= self.high] for ticks in (coarse, fine)]
             return inside[0] if len(inside[0]) > 2 else inside[1]
         step = _round_step((self.high - self.low) / count)
+        if self.is_whole and step != int(step):
+            step = float(math.ceil(step))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [index * step for index in range(first, last + 1)]
@@ -89,7 +93,8 @@ def axis_of(values: Sequence[float], *, from_zero: bool = False, is_log: bool = 
         return Axis(low / 1.15, high * 1.15, True)
     low = min(low, 0.0) if from_zero else low
     air = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
-    return Axis(low if from_zero and low == 0 else low - air, high + air)
+    # What is never negative has no axis below zero.
+    return Axis(low - air if low < 0 else max(0.0, low - air) if not from_zero else low, high + air)
 
 
 def line_chart(
@@ -100,11 +105,12 @@ def line_chart(
     y_name: str,
     x_range: tuple[float, float] | None = None,
     from_zero: bool = True,
+    is_whole: bool = False,
     bands: Sequence[Band] = (),
 ) -> str:
     """Lines over a common axis; nothing where there is no point. Values that are not finite are left out."""
     drawn = [
-        Line(line.name, [kept for piece in line.pieces if (kept := _finite(piece))], line.has_dots) for line in lines
+        replace(line, pieces=[kept for piece in line.pieces if (kept := _finite(piece))]) for line in lines
     ]
     drawn = [line for line in drawn if line.pieces]
     points = [point for line in drawn for piece in line.pieces for point in piece]
@@ -112,14 +118,14 @@ def line_chart(
         return ""
     xs = [x for x, _ in points]
     low, high = x_range or (min(xs), max(xs))
-    across = Axis(low, high if high > low else low + 1)
+    across = Axis(low, high if high > low else low + 1, is_whole=is_whole)
     up = axis_of([y for _, y in points], from_zero=from_zero)
     inside = "".join(_band(band, across) for band in bands)
     inside += _grid(up)
     for index, line in enumerate(drawn):
         look = f"k{index % _NUM_COLOURS}"
         for piece in line.pieces:
-            inside += _path(_thinned(piece), across, up, look, line.name)
+            inside += _path(_thinned(piece), across, up, f"{look} faint" if line.is_faint else look, line.name)
             if line.has_dots or len(piece) == 1:
                 inside += "".join(
                     _dot(across.share(x), up.share(y), look, f"{line.name}: {short(y)} at {x_name} {short(x)}")

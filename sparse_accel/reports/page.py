@@ -70,7 +70,7 @@ figcaption { font-weight: 600; font-size: .92rem; margin-bottom: 2px; }
   border-bottom: 1px solid var(--muted); }
 svg path { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 svg path.grid { stroke: var(--line); stroke-width: 1; } svg path.dot { stroke-width: 6.5; stroke-linecap: round; }
-svg path.span { stroke-width: 1.4; }
+svg path.faint { stroke-width: 7; opacity: .35; } svg path.span { stroke-width: 1.4; }
 svg rect.moving { fill: var(--moving); opacity: .38; } svg rect.fixed { fill: var(--fixed); opacity: .38; }
 .lane-name { align-self: center; text-align: right; padding-right: 7px; }
 .lane { position: relative; height: 26px; margin: 2px 0; border-left: 1px solid var(--muted); }

@@ -30,6 +30,8 @@ _PLACES: Final = frozenset({"step", "epoch", "learning_rate", "phase"})
 _COUNTERS: Final = ("_samples", "_runtime", "_samples_per_second", "_total")
 _PHASES: Final = {"observing": ("moving", "quantizer ranges move"), "frozen": ("fixed", "quantizer ranges fixed")}
 _LANE_LOOKS: Final = {"zeros": "zeros", "moving": "moving", "fixed": "fixed", "teacher": "teacher"}
+# From so many epochs on, an axis needs no parts of one.
+_MANY_EPOCHS: Final = 3
 # Scores that a person asks for first.
 _HEADLINES: Final = ("exact_match", "exact", "f1", "accuracy", "perplexity")
 
@@ -125,16 +127,16 @@ def _headline(story: RunStory) -> list[tuple[str, str]]:
 
 
 def _timeline(story: RunStory) -> Iterator[str]:
-    logged = [(line["epoch"], line["learning_rate"]) for line in story.lines if "learning_rate" in line]
+    per_epoch = story.facts["steps"]["per_epoch"]
+    # A line stands after its step, and the rate is the one that the step was taken with.
+    logged = [((line["step"] - 1) / per_epoch, line["learning_rate"]) for line in story.lines if "learning_rate" in line]
     shapes = story.shapes
-    lines = []
+    lines = [Line("as logged", [logged], is_faint=True)]
     if shapes is not None:
         for index, name in enumerate(shapes.groups):
             pieces = [curve.points for curve in shapes.curves if curve.group == index]
             lines.append(Line(f"recipe{name}", pieces))
     end = shapes.num_epochs if shapes is not None else max((epoch for epoch, _ in logged), default=1.0)
-    # What the recipe says is drawn over what came of it.
-    lines.append(Line("as logged", [logged]))
     yield line_chart("Learning rate", lines, x_name="epoch", y_name="learning rate", x_range=(0.0, end))
     if shapes is not None and shapes.lanes:
         yield lanes(
@@ -154,31 +156,24 @@ def _timeline(story: RunStory) -> Iterator[str]:
 def _losses(story: RunStory) -> Iterator[str]:
     terms = [key for key in dict.fromkeys(key for line in story.lines for key in line) if key.endswith("loss")]
     terms.sort(key=lambda term: (term != "loss", term))
-    if len(terms) == 2:
-        terms = terms[:1]  # the only term is the loss
-    drawn = [
-        Line(term.replace("_", " "), [[(line["step"], line[term]) for line in story.lines if term in line]])
-        for term in terms
-    ]
     bands = _bands(story.lines)
-    yield line_chart("Loss by term", drawn, x_name="optimizer step", y_name="loss", bands=bands)
+
+    def drawn(key: str) -> str:
+        line = Line(key.replace("_", " "), [[(line["step"], line[key]) for line in story.lines if key in line]])
+        return line_chart(
+            line.name.capitalize(), [line], x_name="optimizer step", y_name=line.name, is_whole=True, bands=bands
+        )
+
+    yield drawn("loss") if story.lines else ""
+    if len(terms) > 2:  # with one, it is the loss
+        yield columns(*(drawn(term) for term in terms if term != "loss"))
     others = dict.fromkeys(
         key
         for line in story.lines
         for key, value in line.items()
         if key not in _PLACES and not key.endswith("loss") and isinstance(value, int | float)
     )
-    yield columns(
-        *(
-            line_chart(
-                key.replace("_", " "),
-                [Line(key, [[(line["step"], line[key]) for line in story.lines if key in line]])],
-                x_name="optimizer step",
-                y_name=key.replace("_", " "),
-            )
-            for key in others
-        )
-    )
+    yield columns(*(drawn(key) for key in others))
 
 
 def _bands(lines: Sequence[Mapping[str, Any]]) -> list[Band]:
@@ -203,9 +198,10 @@ def _scores(story: RunStory) -> Iterator[str]:
         if key.startswith("eval_") and not key.endswith(_COUNTERS)
     ]
     groups: dict[str, list[str]] = {}
+    scores = [metric for metric in metrics if "loss" not in metric and "perplexity" not in metric]
+    most = max((line[metric] for line in story.evaluations for metric in scores if metric in line), default=0.0)
     for metric in metrics:
-        values = [line[metric] for line in story.evaluations if metric in line]
-        groups.setdefault(_scale(metric, values), []).append(metric)
+        groups.setdefault(_scale(metric, most), []).append(metric)
     if len(story.evaluations) > 1:
         yield columns(
             *(
@@ -222,6 +218,7 @@ def _scores(story: RunStory) -> Iterator[str]:
                     x_name="epoch",
                     y_name=", ".join(_plain(metric) for metric in members),
                     from_zero=False,
+                    is_whole=story.evaluations[-1]["epoch"] >= _MANY_EPOCHS,
                 )
                 for title, members in groups.items()
             )
@@ -241,12 +238,11 @@ def _scores(story: RunStory) -> Iterator[str]:
         )
 
 
-def _scale(metric: str, values: Sequence[float]) -> str:
-    """Metrics of one scale share a picture."""
+def _scale(metric: str, most: float) -> str:
+    """Metrics of one scale share a picture: a task's scores all are percents, or all shares of 1."""
     if "loss" in metric or "perplexity" in metric:
         return _plain(metric)
-    most = max((abs(value) for value in values), default=0.0)
-    return "Scores, shares of 1" if most <= 1.0 else "Scores, percent" if most <= 100.0 else _plain(metric)
+    return "Scores, shares of 1" if most <= 1.0 else "Scores, percent"
 
 
 def _plain(metric: str) -> str:
@@ -357,9 +353,9 @@ def _circumstances(story: RunStory) -> Iterator[str]:
         ["training time", _duration(facts["seconds"])],
     ]
     for name, key, unit in (
-        ("training", "train_samples_per_second", "features/s"),
-        ("training", "train_steps_per_second", "steps/s"),
-        ("evaluation", "eval_samples_per_second", "features/s"),
+        ("speed of training", "train_samples_per_second", "features/s"),
+        ("", "train_steps_per_second", "steps/s"),
+        ("speed of evaluation", "eval_samples_per_second", "features/s"),
     ):
         if key in results:
             rows.append([name, f"{results[key]:,.4g} {unit}"])

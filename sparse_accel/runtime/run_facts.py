@@ -93,7 +93,7 @@ def run_facts(run: Run, model_class: str, census: Census, matrices: Collection[s
 
 
 def _versions(backend: str) -> dict[str, str]:
-    names = [*_PACKAGES, *(["deepspeed"] if backend.startswith("zero") else [])]
+    names = [*_PACKAGES, *(["deepspeed"] if backend.startswith("DeepSpeed") else [])]
     own = {"sparse_accel": sparse_accel.__version__, "python": platform.python_version()}
     return own | {name: version(name) for name in names}
 
