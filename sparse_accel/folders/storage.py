@@ -61,11 +61,11 @@ _PLAIN_FILE: Final = "model.safetensors"
 _KEY: Final = "sparse_accel_compressed"
 
 # Files that hold weights or can run code; everything else beside a model goes along. `run.json` stays: it lets a training
-# run clear the folder that it lies in.
+# run clear the folder that it lies in. So does the report of that run, whose folder it tells of.
 _WEIGHT_SUFFIXES = frozenset(
     ".safetensors .bin .pt .pth .pkl .ckpt .h5 .ot .msgpack .gguf .onnx .onnx_data .tflite".split()
 )
-_LEFT_BEHIND = frozenset({"run.json"})
+_LEFT_BEHIND = frozenset({"run.json", "report.html", "report.json"})
 
 
 class Kind(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparse_accel.compress.inspection import Inspection, MatrixFacts
 from sparse_accel.reports.charts import bars
 from sparse_accel.reports.layers import LayerZeros, heat_maps, quantizer_tables, scale_chart, short_names
-from sparse_accel.reports.page import columns, details, page, paragraph, percent, section, size, table, tiles
+from sparse_accel.reports.page import details, page, paragraph, percent, section, size, table, tiles
 
 
 def inspection_page(found: Inspection) -> str:
@@ -183,6 +183,6 @@ def _structure(matrices: Sequence[MatrixFacts]) -> list[str]:
     )
     return [
         table(headings, rows),
-        details(f"each of the {len(each):,} matrices", columns(listed)),
+        details(f"each of the {len(each):,} matrices", listed),
         paragraph(_STRUCTURE_NOTE, "muted"),
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sparse_accel.compress.census import kind_of_name
 from sparse_accel.compress.inspection import QuantizerFacts, place_of
 from sparse_accel.reports.charts import Dot, dot_chart, heat_map, heat_scale
-from sparse_accel.reports.page import columns, details, short, table
+from sparse_accel.reports.page import details, short, table
 
 # Tables with more rows than this are folded away.
 _MANY = 40
@@ -53,7 +53,7 @@ def heat_maps(matrices: Sequence[LayerZeros], suffix: str = "") -> str:
                 },
             )
         )
-    return columns(*maps) + heat_scale("zeros") if maps else ""
+    return '<div class="maps">' + "".join(maps) + "</div>" + heat_scale("zeros") if maps else ""
 
 
 def scale_chart(quantizers: Iterable[QuantizerFacts]) -> str:

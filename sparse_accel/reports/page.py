@@ -40,7 +40,7 @@ th, td { padding: 4px 10px 4px 0; text-align: left; border-bottom: 1px solid var
 th { color: var(--muted); font-weight: 600; }
 .tall thead th { position: sticky; top: 0; background: var(--card); }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td.name { overflow-wrap: anywhere; min-width: 12em; }
+td.name { overflow-wrap: anywhere; min-width: 7em; }
 tr.total td { font-weight: 600; border-top: 2px solid var(--line); }
 pre { margin: 0; padding: 10px; background: var(--page); border-radius: 6px; overflow-x: auto; font-size: .8rem; }
 pre.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -78,6 +78,7 @@ svg rect.moving { fill: var(--moving); opacity: .38; } svg rect.fixed { fill: va
   white-space: nowrap; text-overflow: ellipsis; font-size: .78rem; }
 .zeros { background: var(--zeros); } .moving { background: var(--moving); } .fixed { background: var(--fixed); }
 .teacher { background: var(--teacher); }
+.maps { display: flex; flex-wrap: wrap; gap: 6px 30px; } .maps figure { min-width: 0; max-width: 100%; }
 table.heat { border-collapse: separate; border-spacing: 2px; }
 table.heat th { border: 0; padding: 2px 6px; font-weight: 500; } table.heat thead th { text-align: center; vertical-align: bottom; }
 table.heat thead th { max-width: 8.5em; } table.heat tbody th { text-align: right; vertical-align: middle; }
