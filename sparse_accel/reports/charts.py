@@ -164,11 +164,13 @@ def lanes(rows: Sequence[tuple[str, Sequence[tuple[float, float, str, str]]]], e
     across = Axis(0.0, end)
     body = ""
     for name, bars in rows:
-        spans = "".join(
-            f'<span class="{look}" style="left:{across.share(start):.4%};width:{across.share(stop) - across.share(start):.4%}"'
-            f' title="{escape(name)}: {escape(words)}, {x_name} {short(start)} to {short(stop)}">{escape(words)}</span>'
-            for start, stop, look, words in bars
-        )
+        spans = ""
+        for start, stop, look, words in bars:
+            left, width = across.share(start), across.share(stop) - across.share(start)
+            title = escape(f"{name}: {words}, {x_name} {short(start)} to {short(stop)}")
+            spans += (
+                f'<span class="{look}" style="left:{left:.4%};width:{width:.4%}" title="{title}">{escape(words)}</span>'
+            )
         body += f'<div class="lane-name">{escape(name)}</div><div class="lane">{spans}</div>'
     return f'<div class="chart">{body}{_x_axis(across, _ticks_of(across), x_name)}</div>' if rows else ""
 
