@@ -93,9 +93,7 @@ def _inspect_graph(graph: Path, given: Path) -> Inspection:
     try:
         from sparse_accel.onnx_export.inspecting import inspect_graph
     except ImportError:
-        raise OptionError(
-            f'{graph}: to read an ONNX file run `python -m pip install "sparse_accel[onnx]"`'
-        ) from None
+        raise OptionError(f'{graph}: to read an ONNX file run `python -m pip install "sparse_accel[onnx]"`') from None
     from sparse_accel.folders.inspecting import architecture
 
     folder = given if given.is_dir() else graph.parent
@@ -126,7 +124,9 @@ def _print(found: Inspection, layers: bool) -> None:
     from sparse_accel.reports.inspection_page import kind_table, matrix_table, size_rows, structure_table
 
     console = Console()
-    console.print(f"{found.model or 'model'}: {found.source} ({found.form})", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{found.model or 'model'}: {found.source} ({found.form})", highlight=False, markup=False, soft_wrap=True
+    )
     _print_table(console, *kind_table(found), has_total=True)
     headings, rows = structure_table(found.matrices)
     if rows:
@@ -135,7 +135,9 @@ def _print(found: Inspection, layers: bool) -> None:
         _print_table(console, *matrix_table(found), num_words=2)
     if found.quantizers:
         _print_table(console, *_quantizer_table(found, layers), num_words=6 if layers else 4)
-    _print_table(console, ["size", "bytes", ""], [[name, f"{value:,.0f}", words] for name, value, words in size_rows(found)])
+    _print_table(
+        console, ["size", "bytes", ""], [[name, f"{value:,.0f}", words] for name, value, words in size_rows(found)]
+    )
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -155,7 +157,9 @@ def _print_table(
 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if index >= num_words else "left", overflow="fold", no_wrap=index == 1 < num_words)
+        shown.add_column(
+            heading, justify="right" if index >= num_words else "left", overflow="fold", no_wrap=index == 1 < num_words
+        )
     for index, row in enumerate(rows):
         if has_total and index == len(rows) - 1:
             shown.add_section()

@@ -126,10 +126,7 @@ class Inspection:
             "sizes": asdict(self.sizes),
             "matrices": {matrix.name: matrix.to_json() for matrix in self.matrices},
             "quantized": [
-                {
-                    name: list(value) if isinstance(value, tuple) else value
-                    for name, value in asdict(quantizer).items()
-                }
+                {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(quantizer).items()}
                 for quantizer in self.quantizers
             ],
             "notes": list(self.notes),
@@ -236,7 +233,14 @@ def inspect_tensors(
     quantizes_weights = any(compression.weight is not None for compression in plan.modules.values())
     sizes = Sizes(4 * census.num_parameters, disk_bytes, packed, in_integers if quantizes_weights else None)
     return Inspection(
-        source, form, model, census, in_order(matrices), quantizers_in_order(quantizer_facts(plan, ranges)), sizes, notes
+        source,
+        form,
+        model,
+        census,
+        in_order(matrices),
+        quantizers_in_order(quantizer_facts(plan, ranges)),
+        sizes,
+        notes,
     )
 
 

@@ -43,7 +43,9 @@ def inspect_folder(folder: str | Path) -> Inspection:
             state, disk_bytes = read_plain(folder)
             plan, ranges = _plan(folder), _ranges(folder)
     if plan.num_quantizers and not ranges:
-        notes.append(f"{PLAN_FILE} quantizes {plan.num_quantizers} tensors, but their scales, {RANGES_FILE}, are not there")
+        notes.append(
+            f"{PLAN_FILE} quantizes {plan.num_quantizers} tensors, but their scales, {RANGES_FILE}, are not there"
+        )
     config = _config(folder)
     return inspect_tensors(
         state,

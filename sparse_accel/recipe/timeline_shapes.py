@@ -45,7 +45,7 @@ def curves(plan: Timeline, num_points: int = _NUM_POINTS) -> list[Curve]:
     """The learning rates that the recipe sets; none where the flags say them."""
     found = []
     for index in range(len(plan.groups)):
-        for modifier, stretches in groupby(plan.stretches, key=lambda stretch: stretch.rates[index]):  # noqa: B023
+        for modifier, stretches in groupby(plan.stretches, key=lambda stretch: stretch.rates[index]):
             if modifier is None:
                 continue
             part = list(stretches)

@@ -109,9 +109,7 @@ def line_chart(
     bands: Sequence[Band] = (),
 ) -> str:
     """Lines over a common axis; nothing where there is no point. Values that are not finite are left out."""
-    drawn = [
-        replace(line, pieces=[kept for piece in line.pieces if (kept := _finite(piece))]) for line in lines
-    ]
+    drawn = [replace(line, pieces=[kept for piece in line.pieces if (kept := _finite(piece))]) for line in lines]
     drawn = [line for line in drawn if line.pieces]
     points = [point for line in drawn for piece in line.pieces for point in piece]
     if not points:
@@ -175,7 +173,9 @@ def lanes(rows: Sequence[tuple[str, Sequence[tuple[float, float, str, str]]]], e
     return f'<div class="chart">{body}{_x_axis(across, _ticks_of(across), x_name)}</div>' if rows else ""
 
 
-def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], shares: Mapping[tuple[str, str], tuple[float, str]]) -> str:
+def heat_map(
+    title: str, rows: Sequence[str], columns: Sequence[str], shares: Mapping[tuple[str, str], tuple[float, str]]
+) -> str:
     """A cell for each row and column: its share in [0, 1], and what appears where a mouse rests on it."""
     has_rows = any(rows)
     head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
@@ -220,9 +220,7 @@ def _figure(
     y_name: str,
     x_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> str:
-    names = "".join(
-        f'<span><i class="{shape} {look}"></i>{escape(name)}</span>' for look, shape, name in legend
-    )
+    names = "".join(f'<span><i class="{shape} {look}"></i>{escape(name)}</span>' for look, shape, name in legend)
     heights = "".join(f'<span style="bottom:{up.share(tick):.3%}">{short(tick)}</span>' for tick in up.ticks())
     label = escape(f"{title}: {y_name} over {x_name}")
     return (

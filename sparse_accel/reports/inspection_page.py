@@ -44,9 +44,7 @@ _STRUCTURE_NOTE = (
 
 def layer_zeros(matrix: MatrixFacts) -> LayerZeros:
     """A matrix as the heat maps take it."""
-    return LayerZeros(
-        matrix.name, matrix.kind, matrix.row, matrix.column, matrix.count.numel, matrix.count.zeros
-    )
+    return LayerZeros(matrix.name, matrix.kind, matrix.row, matrix.column, matrix.count.numel, matrix.count.zeros)
 
 
 def kind_table(found: Inspection) -> tuple[list[str], list[list[str]]]:
@@ -81,7 +79,13 @@ def block_summary(matrices: Sequence[MatrixFacts]) -> str:
     blocked = sum(structure.is_blocked for structure in structures)
     if not structures:
         return "no zeros"
-    return "all zeros" if blocked == len(structures) else f"all zeros in {blocked} of {len(structures)}" if blocked else "no"
+    return (
+        "all zeros"
+        if blocked == len(structures)
+        else f"all zeros in {blocked} of {len(structures)}"
+        if blocked
+        else "no"
+    )
 
 
 def size_rows(found: Inspection) -> list[tuple[str, float, str]]:

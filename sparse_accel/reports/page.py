@@ -137,7 +137,12 @@ def paragraph(text: str, look: str = "") -> str:
 
 
 def table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_words: int = 1, is_tall: bool = False, total: bool = False
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    num_words: int = 1,
+    is_tall: bool = False,
+    total: bool = False,
 ) -> str:
     """A table whose columns after the first `num_words` are numbers; a tall one scrolls by itself. `total` sets the last row
     apart."""

@@ -85,7 +85,9 @@ def run_page(story: RunStory) -> str:
             else "",
             section("Export", *_export(story.exported, story.deployment)) if story.exported is not None else "",
             section("How it was run", *_circumstances(story)),
-            section("All results", table(["", "value"], [[name, number(value)] for name, value in story.results.items()])),
+            section(
+                "All results", table(["", "value"], [[name, number(value)] for name, value in story.results.items()])
+            ),
         ],
     )
 
@@ -129,7 +131,9 @@ def _headline(story: RunStory) -> list[tuple[str, str]]:
 def _timeline(story: RunStory) -> Iterator[str]:
     per_epoch = story.facts["steps"]["per_epoch"]
     # A line stands after its step, and the rate is the one that the step was taken with.
-    logged = [((line["step"] - 1) / per_epoch, line["learning_rate"]) for line in story.lines if "learning_rate" in line]
+    logged = [
+        ((line["step"] - 1) / per_epoch, line["learning_rate"]) for line in story.lines if "learning_rate" in line
+    ]
     shapes = story.shapes
     lines = [Line("as logged", [logged], is_faint=True)]
     if shapes is not None:
@@ -301,7 +305,9 @@ def _export(exported: Mapping[str, Any] | None, deployment: str) -> Iterator[str
     if parity is not None:
         for name in ("integer", "floating"):
             kind = "integers" if name == "integer" else "floats"
-            rows.append([f"products of {kind} in ONNX Runtime", f"{kernels[name]} ({kernels[f'expected_{name}']} expected)"])
+            rows.append(
+                [f"products of {kind} in ONNX Runtime", f"{kernels[name]} ({kernels[f'expected_{name}']} expected)"]
+            )
     yield table(["", ""], rows, num_words=2)
     if parity is None:
         return
@@ -321,7 +327,9 @@ def _export(exported: Mapping[str, Any] | None, deployment: str) -> Iterator[str
         + [f"{entry['num_same']:,}" + (f" + {entry['num_ties']} tied" if entry["num_ties"] else "")]
         for name, entry in entries
     ]
-    cells.append(["allowed", "", _deviation(allowed["mean"]), _deviation(allowed["p99"]), "", percent(allowed["agreement"])])
+    cells.append(
+        ["allowed", "", _deviation(allowed["mean"]), _deviation(allowed["p99"]), "", percent(allowed["agreement"])]
+    )
     yield table(["batch x tokens", "rows", "mean", "99%", "largest", "same answer"], cells)
     yield paragraph(
         f"Differences are shares of the logits' standard deviation, {short(parity['total']['spread'])}, on text of "

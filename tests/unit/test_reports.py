@@ -26,14 +26,19 @@ from sparse_accel.reports.run_page import RunStory, Shapes, run_page
 from tests.report_files import MATRICES, Page, facts, history, results
 
 QUANTIZERS = (
-    QuantizerFacts("bert.encoder.layer.0.attention.self.query", "weight", 8, True, True, False, 1, (0.0123, 0.0123), (0, 0)),
+    QuantizerFacts(
+        "bert.encoder.layer.0.attention.self.query", "weight", 8, True, True, False, 1, (0.0123, 0.0123), (0, 0)
+    ),
     QuantizerFacts("bert.encoder.layer.0.attention.self.query", "input", 4, False, False, True, 3, (0.01, 0.5), (7, 9)),
 )
 SHAPES = Shapes(
     2.0,
     ("",),
     (Curve(0, ((0.0, 1e-4), (2.0, 0.0))),),
-    (Lane("zeros", (Bar(0.0, 2.0, "zeros", "held 75.0%"),)), Lane("quantization", (Bar(1.0, 1.5, "moving", "ranges move"),))),
+    (
+        Lane("zeros", (Bar(0.0, 2.0, "zeros", "held 75.0%"),)),
+        Lane("quantization", (Bar(1.0, 1.5, "moving", "ranges move"),)),
+    ),
 )
 EXPORTED: dict[str, Any] = {
     "format": "qdq",
@@ -84,11 +89,42 @@ def test_the_page_of_a_run_tells_every_number() -> None:
         assert name in shown
         for number in (f"{numel:,}", f"{before:,}", f"{after:,}", f"{after / numel:.1%}", f"{before / numel:.1%}"):
             assert number in shown, number
-    for text in ("9.8.7", "6.5.4", "bf16", "2 on cpu, DDP", "1.23 GB", "1:02:03", "2026-01-02 03:04 UTC", "70.0%", "85.0%"):
+    for text in (
+        "9.8.7",
+        "6.5.4",
+        "bf16",
+        "2 on cpu, DDP",
+        "1.23 GB",
+        "1:02:03",
+        "2026-01-02 03:04 UTC",
+        "70.0%",
+        "85.0%",
+    ):
         assert text in shown, text
-    for text in ("0.0123", "0.01", "0.5", "int8", "uint4", "symmetric", "affine", "per channel", "ranges move", "held 75.0%"):
+    for text in (
+        "0.0123",
+        "0.01",
+        "0.5",
+        "int8",
+        "uint4",
+        "symmetric",
+        "affine",
+        "per channel",
+        "ranges move",
+        "held 75.0%",
+    ):
         assert text in shown, text
-    for text in ("436 MB", "109 MB (25%)", "43 MB", "97 (97 expected)", "1.23%", "4.56%", "not finite", "33 + 1 tied", "8 x 384"):
+    for text in (
+        "436 MB",
+        "109 MB (25%)",
+        "43 MB",
+        "97 (97 expected)",
+        "1.23%",
+        "4.56%",
+        "not finite",
+        "33 + 1 tied",
+        "8 x 384",
+    ):
         assert text in shown, text
     assert "sparse_accel train question_answering --train_file 'a<b>.json'" in shown
     assert "models/<student> & co" in shown and "a: <recipe>" in shown
