@@ -23,9 +23,16 @@ def _text_classification() -> Task:
     return TextClassification()
 
 
+def _token_classification() -> Task:
+    from sparse_accel.tasks.token_classification import TokenClassification
+
+    return TokenClassification()
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
     "text_classification": _text_classification,
+    "token_classification": _token_classification,
 }
 
 ALIASES: dict[str, str] = {
@@ -33,6 +40,7 @@ ALIASES: dict[str, str] = {
     "glue": "text_classification",
     "sequence_classification": "text_classification",
     "sentiment_analysis": "text_classification",
+    "ner": "token_classification",
 }
 
 

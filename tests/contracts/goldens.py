@@ -46,6 +46,18 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
     },
+    "token_classification/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "token_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "token_classification/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+    },
+    "token_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+    },
 }
 
 
@@ -53,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
 WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
     "text_classification": tiny_text.tiny_text_world,
+    "token_classification": running.tiny_token_world,
 }
 
 
