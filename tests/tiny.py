@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_accel.tasks.data_settings import DataSettings
+
 PEOPLE = "ada bruno clara dmitri elena farid greta hugo ines jonas kavita liam mona nadia oscar petra".split()
 THINGS = "lamp chair boat clock piano kite drum violin bicycle mirror basket hammer carpet teapot ladder map".split()
 COLOURS = "red green blue yellow black white purple orange silver golden".split()
@@ -182,29 +184,9 @@ def tiny_bert(
     return path
 
 
-@dataclass(frozen=True)
-class TinyDataOptions:
+@dataclass(frozen=True, kw_only=True)
+class TinyDataOptions(DataSettings):
     """The data options of a run with the defaults that tests want; `replace` changes some."""
 
-    dataset_name: str | None = None
-    dataset_config_name: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
-    overwrite_cache: bool = False
-    preprocessing_num_workers: int | None = None
-    max_seq_length: int = 64
-    pad_to_max_length: bool | None = None
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    max_predict_samples: int | None = None
-    version_2_with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
+    max_seq_length: int | None = 64
     doc_stride: int = 16
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    cache_dir: str | None = None
-    on_bad_rows: str = "error"
-    do_train: bool = False
-    do_eval: bool = False
-    do_predict: bool = False

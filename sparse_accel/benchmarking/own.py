@@ -272,8 +272,8 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     setup.choose_attention(model, plan, accelerator.device)
     census = Census.of(model)
     install(model, plan, positions=positions)
-    data = TaskData(collate=collate, train=bench.features)
-    parts = preparing.Parts(task, None, model, data, None, plan, census, grouping, [*notes, *storage_notes])
+    data = TaskData(collate=padded, train=bench.features)
+    parts = preparing.Parts(task, None, model, data, collate, None, plan, census, grouping, [*notes, *storage_notes])
     loader = preparing.build_loader(options, parts, accelerator)
     assert loader is not None
     total_steps = _EPOCHS * loader.steps_per_epoch

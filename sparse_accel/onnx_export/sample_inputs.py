@@ -14,7 +14,7 @@ import numpy as np
 from sparse_accel.demo_corpus import make_corpus
 from sparse_accel.errors import DataError, OptionError, OutputError
 from sparse_accel.tasks.base import Split, Task, TaskData
-from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.data_settings import DataSettings
 
 # Features that a check runs at least, so that an agreement of spans can be told apart from chance.
 MIN_FEATURES: Final = 64
@@ -39,34 +39,6 @@ class Samples:
     def num_features(self) -> int:
         """Rows of all batches."""
         return sum(len(batch["input_ids"]) for batch in self.batches)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """The options of a task that reads one file as test data: answers may be missing, unusable rows are left out."""
-
-    test_file: str
-    max_seq_length: int
-    doc_stride: int
-    cache_dir: str
-    max_predict_samples: int
-    dataset_name: str | None = None
-    dataset_config_name: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    overwrite_cache: bool = False
-    preprocessing_num_workers: int | None = None
-    pad_to_max_length: bool | None = False
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    version_2_with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    on_bad_rows: str = "skip"
-    do_train: bool = False
-    do_eval: bool = False
-    do_predict: bool = True
 
 
 def check_batches(
@@ -150,7 +122,17 @@ def write_samples(
 def _read(task: Task, tokenizer: Any, file: Path, max_length: int, stride: int, num: int) -> TaskData:
     # A folder of its own for the features: the user's cache is for data sets that are read again.
     with tempfile.TemporaryDirectory() as cache:
-        options = _Reading(str(file), max_length, stride, cache, num)
+        # Test data: answers may be missing, and unusable rows are left out.
+        options = DataSettings(
+            test_file=str(file),
+            max_seq_length=max_length,
+            doc_stride=stride,
+            cache_dir=cache,
+            max_predict_samples=num,
+            pad_to_max_length=False,
+            on_bad_rows="skip",
+            do_predict=True,
+        )
         return task.load(options, tokenizer)
 
 
@@ -195,7 +177,6 @@ def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]
 def _samples(data: TaskData, max_length: int, sequence_length: int | None, source: str) -> Samples:
     assert data.test is not None, "the test split was asked for"
     batches = []
-    assert isinstance(data.collate, Collator), "a task's own batches are padded"
     for indices, length in _shapes(data.test, max_length):
         collate = replace(
             data.collate,

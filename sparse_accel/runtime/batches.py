@@ -118,15 +118,19 @@ ExtraColumns = Callable[[np.ndarray, int], dict[str, Tensor]]
 
 
 class Batches(torch.utils.data.Dataset[Any]):
-    """Batches by the indices of their features, made where they are asked for: in worker processes, if there are any."""
+    """Batches by the indices of their features, made where they are asked for: in worker processes, if there are any.
+
+    `epoch` is set before a loader starts: what is drawn anew in each epoch depends on it; -1 outside training.
+    """
 
     def __init__(self, features: Features, collate: Collate, extra: ExtraColumns | None = None) -> None:
         self.features = features
         self.collate = collate
         self.extra = extra
+        self.epoch = -1
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, Tensor]:
-        batch = self.collate(self.features, indices)
+        batch = self.collate(self.features, indices, self.epoch)
         return batch if self.extra is None else {**batch, **self.extra(indices, batch["attention_mask"].shape[1])}
 
 
@@ -195,6 +199,7 @@ class StepLoader:
         parts = (part for index in steps for part in self.sampler.micro_batches(order, index))
         # A rank without features of its own in a round takes part with one feature that counts for nothing.
         filled = (part if len(part) else np.zeros(1, np.int64) for part in parts)
+        self.batches.epoch = epoch
         batches = iter(batch_loader(self.batches, filled, self.num_workers, pin_memory=self.pin_memory))
         for index in steps:
             own = self.sampler.micro_batches(order, index)

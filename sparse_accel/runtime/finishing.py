@@ -25,19 +25,20 @@ from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
 from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
-from sparse_accel.runtime.options import describe_command
+from sparse_accel.runtime.options import METRICS, QA, describe_command
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
+    from sparse_accel.tasks.base import Split
 
 RECIPE_FILE = "recipe.yaml"
-_COUNTERS = ("_samples", "_runtime", "_samples_per_second")
+_COUNTERS = ("_samples", "_runtime")
 
 
 def scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics without sample counts and times."""
-    return {name: value for name, value in metrics.items() if not name.endswith(_COUNTERS)}
+    return {name: value for name, value in metrics.items() if not any(counter in name for counter in _COUNTERS)}
 
 
 def finish(run: Run) -> None:
@@ -52,16 +53,17 @@ def finish(run: Run) -> None:
         if run.evaluation is None or run.evaluated_step != state.clock.step:
             run.evaluate_now(state.clock.step if run.held_step is None else run.held_step)
         assert run.evaluation is not None
-        results |= run.evaluation.metrics
-        files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics}
+        more = _evaluate_more(run, run.data.more_validation, "eval", files)
+        results |= run.evaluation.metrics | more
+        files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics, **more}
         files |= {f"eval_{name}.json": content for name, content in run.evaluation.scored.files.items()}
     if options.do_predict and run.data.test is not None:
         prediction = evaluate(
-            session, run.data.test, run.data.collate, prefix="predict", on_batch=run.screen.batches("predicting")
+            session, run.data.test, run.collate, prefix="predict", on_batch=run.screen.batches("predicting")
         )
-        results |= prediction.metrics
-        files["predict_results.json"] = prediction.metrics
         files |= {f"predict_{name}.json": content for name, content in prediction.scored.files.items()}
+        files["predict_results.json"] = prediction.metrics | _evaluate_more(run, run.data.more_test, "predict", files)
+        results |= files["predict_results.json"]
     files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
     if options.do_train:
         files["trainer_state.json"] = {
@@ -75,6 +77,16 @@ def finish(run: Run) -> None:
     module = whole_module(session)
     if module is not None:
         _publish(run, module, files, results)
+
+
+def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: dict[str, Any]) -> dict[str, float]:
+    """The metrics of further splits, each name followed by the split's suffix; their predictions go into `files`."""
+    metrics: dict[str, float] = {}
+    for suffix, split in splits.items():
+        found = evaluate(run.session, split, run.collate, prefix=prefix, on_batch=run.screen.batches("evaluating"))
+        metrics |= {f"{name}_{suffix}": value for name, value in found.metrics.items()}
+        files |= {f"{prefix}_{name}_{suffix}.json": content for name, content in found.scored.files.items()}
+    return metrics
 
 
 def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[str, Any]) -> None:
@@ -203,7 +215,7 @@ def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:
     facts = Table(show_header=False)
     facts.add_column()
     facts.add_column(justify="right")
-    for name, value in _facts(results):
+    for name, value in _facts(results, run.options.task):
         facts.add_row(name, value)
     return Group(layers, facts)
 
@@ -213,6 +225,8 @@ def _modules(count: int) -> str:
 
 
 _SCORES = {"exact_match": "EM", "exact": "EM", "f1": "F1"}
+# What the line about an evaluation says at most.
+_IN_HEADLINE = 4
 
 
 def score_name(key: str) -> str:
@@ -221,16 +235,25 @@ def score_name(key: str) -> str:
     return ("test " if prefix == "predict" else "") + _SCORES.get(name, name)
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def score_text(value: float, task: str) -> str:
+    """A metric as it is shown: question answering counts in percent, the other tasks in shares of 1."""
+    return f"{value:.2f}" if task == QA else f"{value:.4f}"
+
+
+def headline(metrics: Mapping[str, float], task: str) -> str:
     """The scores that everybody asks for, in one line."""
-    shown = {key: value for key, value in metrics.items() if key.partition("_")[2] in _SCORES}
-    return "  ".join(f"{score_name(key)} {value:.2f}" for key, value in shown.items())
+    wanted = [name for name in METRICS[task] if f"eval_{name}" in metrics]
+    if task == QA:
+        wanted = [name for name in ("exact_match", "exact", "f1") if f"eval_{name}" in metrics]
+    return "  ".join(
+        f"{score_name(f'eval_{name}')} {score_text(metrics[f'eval_{name}'], task)}" for name in wanted[:_IN_HEADLINE]
+    )
 
 
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(results: Mapping[str, Any], task: str) -> list[tuple[str, str]]:
     """Scores, throughput and time as a person reads them."""
     facts = [
-        (score_name(key), f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
+        (score_name(key), score_text(value, task) if isinstance(value, float) else f"{value:,}")
         for key, value in scores(results).items()
         if key.startswith(("eval_", "predict_"))
     ]

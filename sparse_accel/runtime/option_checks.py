@@ -13,18 +13,25 @@ from sparse_accel.runtime.options import (
     FALSE_WORDS,
     METRICS,
     METRICS_WITH_NEGATIVES,
+    QA,
     TEACHER_CACHES,
     TRACKERS,
     TRUE_WORDS,
     TrainOptions,
+    default_of,
     flag_fields,
 )
+from sparse_accel.tasks.shares import held_out_share
 
 
 def validate(options: TrainOptions) -> None:
     """Refuse options that contradict each other, that would have no effect, or that name files that are not there.
     Raises OptionError, DataError, ModelError or OutputError; reads directories, never a file."""
-    changed = {entry.name for entry in flag_fields() if getattr(options, entry.name) != entry.default}
+    changed = {
+        entry.name
+        for entry in flag_fields(options.task)
+        if getattr(options, entry.name) != default_of(entry, options.task)
+    }
     for check in (
         _check_work,
         _check_data,
@@ -80,13 +87,23 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
             (options.do_eval, "--do_eval" if options.eval_strategy == "no" else "--eval_strategy", "validation_file"),
             (options.do_predict, "--do_predict", "test_file"),
         ):
-            _refuse(wanted and files[name] is None, f"{switch}: needs --{name} (or --dataset_name)")
+            held_out = (
+                name == "validation_file" and held_out_share(options) is not None and options.train_file is not None
+            )
+            _refuse(wanted and files[name] is None and not held_out, f"{switch}: needs --{name} (or --dataset_name)")
     for name, file in files.items():
         if file is not None and not Path(file).is_file():
             problem = "is a folder, not a file" if Path(file).is_dir() else "no such file"
             raise DataError(f"--{name}: {problem}: {file}{neighbour(Path(file))}")
+    given = [name for name in ("validation_ratio", "validation_split_percentage") if name in options.explicit]
+    if given:
+        _refuse(len(given) > 1, f"--{given[0]} and --{given[1]}: say the same; choose one")
+        _refuse(
+            files["validation_file"] is not None,
+            f"--{given[0]}: holds training rows out where there is no validation data, and --validation_file brings some",
+        )
     _refuse(
-        options.doc_stride >= options.max_seq_length,
+        options.task == QA and options.max_seq_length is not None and options.doc_stride >= options.max_seq_length,
         f"--doc_stride: must be less than --max_seq_length ({options.max_seq_length}), got {options.doc_stride}",
     )
     for name, fitting in (
@@ -210,7 +227,10 @@ def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
     if options.metric_for_best_model is not None:
         metrics = METRICS_WITH_NEGATIVES if options.version_2_with_negative else METRICS[options.task]
         metric = options.metric_for_best_model.removeprefix("eval_")
-        _refuse(metric == "loss", "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match")
+        _refuse(
+            options.task == QA and metric == "loss",
+            "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match",
+        )
         _refuse(
             metric not in metrics, f"--metric_for_best_model: no such score: {metric!r}{suggestion(metric, metrics)}"
         )

@@ -32,18 +32,20 @@ from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import Task, TaskData
-from sparse_accel.tasks.collating import PackedCollator
+from sparse_accel.tasks.collating import Collate, PackedCollator
 from sparse_accel.timeline import Clock
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a command names, read and found to fit together; `model` carries its masks and quantizers."""
+    """What a command names, read and found to fit together; `model` carries its masks and quantizers. `collate` lays batches
+    out as the run wants them, `data.collate` pads them."""
 
     task: Task
     tokenizer: Any
     model: Any
     data: TaskData
+    collate: Collate
     teacher: LoadedTeacher | None
     plan: CompressionPlan
     census: Census
@@ -96,7 +98,14 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     teacher = None
     if parts.teacher is not None and loader is not None:
         asking = Asking(
-            options, recipe, parts.task, parts.model, accelerator, backend.precision, sum(disk_needs), screen
+            replace(options, max_seq_length=parts.data.collate.max_length),
+            recipe,
+            parts.task,
+            parts.model,
+            accelerator,
+            backend.precision,
+            sum(disk_needs),
+            screen,
         )
         teacher = settle(parts.teacher, asking, loader, last_step)
 
@@ -130,6 +139,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
         session=session,
         state=state,
         data=parts.data,
+        collate=parts.collate,
         recipe_text=recipe_text,
         tokenizer=parts.tokenizer,
         screen=screen,
@@ -159,12 +169,18 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     """Load tokenizer, model, data and teacher, and give the model its masks and quantizers."""
     task = resolve_task(options.task)
     tokenizer = setup.load_student_tokenizer(options)
-    model, notes = setup.load_student(options, task)
     with accelerator.local_main_process_first():  # the others find the features in the cache
-        data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
+        data = setup.read_data(options, task, tokenizer)
+    model, notes = setup.load_student(options, task, data.head)
     collate, grouping, batching_notes = setup.choose_batching(options, task, model, data.collate, accelerator)
     teacher, teacher_note = setup.load_teacher(
-        options, recipe, task, model, tokenizer, is_packed=isinstance(collate, PackedCollator)
+        options,
+        recipe,
+        task,
+        model,
+        tokenizer,
+        is_packed=isinstance(collate, PackedCollator),
+        max_length=data.collate.max_length,
     )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
@@ -179,14 +195,14 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
         load_ranges(options.model_name_or_path, model)
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     notes += [*storage_notes, *batching_notes]
-    return Parts(task, tokenizer, model, replace(data, collate=collate), teacher, plan, census, grouping, notes)
+    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes)
 
 
 def build_loader(options: TrainOptions, parts: Parts, accelerator: Accelerator) -> StepLoader | None:
     """The training batches of this rank; None where nothing is trained."""
     if not options.do_train:
         return None
-    return setup.build_loader(options, parts.data.train, parts.data.collate, parts.grouping, parts.task, accelerator)
+    return setup.build_loader(options, parts.data.train, parts.collate, parts.grouping, parts.task, accelerator)
 
 
 def build_session(

@@ -30,7 +30,7 @@ from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized
 from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
-from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.folders.whole_weights import whole_weights
@@ -56,7 +56,8 @@ from sparse_accel.runtime.teachers.caching import LoadedTeacher
 from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
-from sparse_accel.tasks.collating import Collate, PackedCollator
+from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.collating import Collate, Collator, PackedCollator
 
 # Strategies of accelerate that this version knows.
 _OFFERED = (
@@ -229,10 +230,26 @@ def idle_options(options: TrainOptions, recipe: Recipe) -> list[str]:
     return idle
 
 
-def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]]:
-    """The student in fp32, and messages about it."""
+def read_data(options: TrainOptions, task: Any, tokenizer: Any) -> TaskData:
+    """The data, as it suits the student, of which the config alone is read: the head depends on the data."""
+    config = load_config(options.config_name or options.model_name_or_path, options, "--model_name_or_path")
+    with torch.device("meta"):
+        outline = task.model_class.from_config(config)
+    data: TaskData = task.load(
+        options, tokenizer, max_positions=max_positions(outline), model_labels=label_names(config)
+    )
+    return data
+
+
+def load_student(options: TrainOptions, task: Any, head: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The student in fp32, with a head as the data wants it, and messages about it."""
     model, missing = load_model(
-        options.model_name_or_path, task, options, "--model_name_or_path", config_name=options.config_name
+        options.model_name_or_path,
+        task,
+        options,
+        "--model_name_or_path",
+        config_name=options.config_name,
+        head=head,
     )
     if missing and not options.do_train:
         raise ModelError(
@@ -316,8 +333,10 @@ def load_teacher(
     tokenizer: Any,
     *,
     is_packed: bool,
+    max_length: int,
 ) -> tuple[LoadedTeacher | None, str | None]:
-    """The teacher, whole on the CPU, or None where none is wanted, and what to tell the user. `is_packed` says what batches it will see.
+    """The teacher, whole on the CPU, or None where none is wanted, and what to tell the user. `is_packed` says what batches
+    it will see, of features of at most `max_length` tokens.
 
     Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
     """
@@ -351,9 +370,8 @@ def load_teacher(
         )
     teacher_tokenizer = load_tokenizer(wish, teacher_options, "--distill_teacher") if has_tokenizer(wish) else None
     note = let_teacher_pack(teacher, student, task.output_keys) if is_packed else None
-    reads = min(options.max_seq_length, max_positions(student) or options.max_seq_length, tokenizer.model_max_length)
     check_teacher(
-        teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
+        teacher, student, teacher_tokenizer, tokenizer, wish, max_length=max_length, positions=max_positions(teacher)
     )
     return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), note
 
@@ -363,7 +381,8 @@ def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
     if not loads_on_first_rank():
         return frozen_copy(student)
     with whole_weights():
-        return load_model(options.model_name_or_path, task, options, "--model_name_or_path")[0]
+        head = {"id2label": student.config.id2label, "label2id": student.config.label2id}
+        return load_model(options.model_name_or_path, task, options, "--model_name_or_path", head=head)[0]
 
 
 def loads_on_first_rank() -> bool:
@@ -423,7 +442,7 @@ def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) ->
 
 
 def choose_batching(
-    options: TrainOptions, task: Any, model: Any, collate: Any, accelerator: Accelerator
+    options: TrainOptions, task: Any, model: Any, collate: Collator, accelerator: Accelerator
 ) -> tuple[Collate, str, list[str]]:
     """How batches are laid out and which features go together (a grouping of the sampler), and what to tell the user where
     that is not what `--batching` says."""
@@ -438,7 +457,8 @@ def choose_batching(
     else:
         obstacle = obstacle_to_packing(model, task.output_keys)
     if obstacle is None:
-        return PackedCollator(collate.pad_values, first_position(model)), "tokens", []
+        packed = PackedCollator(collate.pad_values, first_position(model), collate.token_labels, collate.prepare)
+        return packed, "tokens", []
     return (
         collate,
         "length",

@@ -14,6 +14,7 @@ from sparse_accel.serving.deployment import Facts, Opened, open_deployment
 from sparse_accel.serving.predicting import OnBatch, check_batch_size, check_engine, run_features
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import Scored, Task, write_predictions
+from sparse_accel.tasks.data_settings import DataSettings
 from sparse_accel.tasks.files import write_json
 
 
@@ -91,7 +92,7 @@ def score(
     check_batch_size(batch_size, "--per_device_eval_batch_size")
     deployment = opened.deployment
     task: Task = resolve_task(deployment.task)
-    data_options = _DataOptions.of(options, deployment.facts)
+    data_options = _data_settings(options, deployment.facts)
     data = task.load(data_options, deployment.tokenizer, max_positions=deployment.longest)
     split = data.validation
     assert split is not None  # do_eval asks for it
@@ -126,35 +127,9 @@ def write_score(output_dir: Path, score: FolderScore) -> None:
     write_predictions(output_dir, "eval", score.scored)
 
 
-@dataclass(frozen=True)
-class _DataOptions:
-    """The options that a task reads, filled for an evaluation."""
-
-    dataset_name: str | None
-    dataset_config_name: str | None
-    validation_file: str | None
-    overwrite_cache: bool
-    max_seq_length: int
-    max_eval_samples: int | None
-    version_2_with_negative: bool
-    null_score_diff_threshold: float
-    doc_stride: int
-    n_best_size: int
-    max_answer_length: int
-    cache_dir: str | None
-    on_bad_rows: str
-    train_file: str | None = None
-    test_file: str | None = None
-    preprocessing_num_workers: int | None = None
-    pad_to_max_length: bool | None = None
-    max_train_samples: int | None = None
-    max_predict_samples: int | None = None
-    do_train: bool = False
-    do_eval: bool = True
-    do_predict: bool = False
-
-    @classmethod
-    def of(cls, options: ScoreOptions, facts: Facts) -> _DataOptions:
-        """The data of `options`, used as `facts` say."""
-        known: Mapping[str, Any] = {**vars(options), **vars(facts)}
-        return cls(**{name: known[name] for name in cls.__dataclass_fields__ if name in known})
+def _data_settings(options: ScoreOptions, facts: Facts) -> DataSettings:
+    """The data of `options`, used as `facts` say."""
+    known: Mapping[str, Any] = {**vars(options), **vars(facts)}
+    return DataSettings(
+        **{name: known[name] for name in DataSettings.__dataclass_fields__ if name in known}, do_eval=True
+    )

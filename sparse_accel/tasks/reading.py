@@ -240,11 +240,7 @@ READERS = {
 }
 
 
-def read_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> list[Row]:
-    """The rows of one split of a hub data set, or of a local folder that `datasets` saved or can load.
-
-    Raises DataError when it cannot be loaded or has no such split.
-    """
+def _open_data_set(name: str, config: str | None, cache_dir: str | None) -> Any:
     import datasets
 
     try:
@@ -257,15 +253,53 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
         raise DataError(
             f"the data set {name!r} cannot be loaded: {reason[0]} (files go to --train_file and --validation_file)"
         ) from error
-    if isinstance(loaded, datasets.Dataset):
-        loaded = datasets.DatasetDict({"train": loaded})
+    return datasets.DatasetDict({"train": loaded}) if isinstance(loaded, datasets.Dataset) else loaded
+
+
+def data_set_splits(name: str, config: str | None, cache_dir: str | None) -> list[str]:
+    """The names of the splits of a data set. Raises DataError as `read_data_set` does."""
+    return list(_open_data_set(name, config, cache_dir))
+
+
+def read_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> list[Row]:
+    """The rows of one split of a hub data set, or of a local folder that `datasets` saved or can load. Labels that the data
+    set gives as numbers of named classes become their names.
+
+    Raises DataError when it cannot be loaded or has no such split.
+    """
+    loaded = _open_data_set(name, config, cache_dir)
     if split not in loaded:
         raise DataError(
             f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, loaded)) or 'none'}"
         )
     if not len(loaded[split]):
         raise DataError(f"the data set {name!r}, split {split!r}: holds no rows")
-    return [Row(f"{name} ({split}): row {number}", row) for number, row in enumerate(loaded[split], start=1)]
+    named = _class_names(loaded[split].features)
+    return [
+        Row(f"{name} ({split}): row {number}", _with_names(row, named))
+        for number, row in enumerate(loaded[split], start=1)
+    ]
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns whose numbers (or lists of numbers) stand for named classes, and the names."""
+    import datasets
+
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in features.items()}
+    return {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
+
+
+def _with_names(row: Mapping[str, Any], named: Mapping[str, list[str]]) -> Mapping[str, Any]:
+    """A row with names in the place of their numbers; -1, which GLUE gives where the label is secret, becomes None."""
+
+    def name_of(value: Any, names: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name_of(item, names) for item in value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return names[value] if 0 <= value < len(names) else None
+        return value
+
+    return {**row, **{column: name_of(row[column], names) for column, names in named.items()}} if named else row
 
 
 def kind_of(value: Any) -> str:

@@ -210,6 +210,7 @@ def _made_of(
 ) -> dict[str, Any]:
     """All that the bits of a cache depend on. How the teacher is spread, and over how many processes, is no part of it."""
     given = run.recipe.of(DistillationModifier)[0].teacher_input_keys
+    assert run.options.max_seq_length is not None, "a run knows the length of its features by now"
     return {
         "format": FORMAT,
         "teacher": describe_model(loaded.model),

@@ -81,6 +81,7 @@ def measure(model: Any, student: Any, options: TrainOptions, accelerator: Any) -
 
 
 def _layer(model: Any, options: TrainOptions) -> int:
+    assert options.max_seq_length is not None, "a run knows the length of its features by now"
     return fitting.layer_activations(
         hidden=model.config.hidden_size,
         heads=model.config.num_attention_heads,
