@@ -150,9 +150,15 @@ def _byte_level_tokenizer(model_max_length: int) -> Any:
 
 
 def tiny_bert(
-    path: str | Path, seed: int = 0, layers: int = 2, hidden: int = 32, kind: str = "bert", dropout: float = 0.1
+    path: str | Path,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 32,
+    kind: str = "bert",
+    dropout: float = 0.1,
+    head: str = "QuestionAnswering",
 ) -> Path:
-    """Save a random `*ForQuestionAnswering` with its tokenizer into the folder `path`, which is returned.
+    """Save a random `*For{head}` with its tokenizer into the folder `path`, which is returned.
 
     `kind` is bert, distilbert, roberta, electra or albert. Weights depend on `seed` alone, and the global random state
     is left as it was.
@@ -179,7 +185,7 @@ def tiny_bert(
     config = getattr(transformers, f"{name}Config")(initializer_range=0.1, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{name}ForQuestionAnswering")(config)
+        model = getattr(transformers, f"{name}For{head}")(config)
     model.save_pretrained(path)
     return path
 

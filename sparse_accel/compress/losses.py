@@ -30,7 +30,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, keep: Te
     return total / (s.shape[:-1].numel() if rows is None else rows.sum().clamp(min=1))
 
 
-def top_k_kl_divergence(student: Tensor, teacher: Tensor, temperature: float, k: int, keep: Tensor | None = None) -> Tensor:
+def top_k_kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float, k: int, keep: Tensor | None = None
+) -> Tensor:
     """T^2 * KL between softmax(teacher / T) and softmax(student / T), of which each row has k + 1 classes: the teacher's k
     largest, and all others as one. Mean over rows; a scalar in fp32.
 

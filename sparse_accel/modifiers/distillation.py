@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sparse_accel.compress.losses import kl_divergence
+from sparse_accel.compress.losses import kl_divergence, top_k_kl_divergence
 from sparse_accel.errors import RecipeError, suggestion
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.session import CACHED_PREFIX, LossTerms, Session
@@ -22,7 +22,8 @@ class DistillationModifier(Modifier):
 
     `distill_output_keys` are the outputs that are compared; None means those of the task. Padded positions are left out
     of the softmax unless `--distill_include_padding`. `teacher_input_keys` are the parts of a batch that the teacher is
-    given; None means all. Does nothing in a run without a teacher.
+    given; None means all. `--distill_top_k` compares the teacher's largest logits, and the others as one. Does nothing in a run
+    without a teacher.
     """
 
     ignored_fields: ClassVar = {"update_frequency": "the teacher speaks in every step, as in SparseML"}
@@ -67,7 +68,12 @@ class DistillationModifier(Modifier):
                 )
             whole = session.options.distill_include_padding
             keep = None if whole else session.task.distillation_keep(key, student, batch)
-            losses.append(kl_divergence(student, teacher, self.temperature, keep))
+            k = session.options.distill_top_k
+            losses.append(
+                top_k_kl_divergence(student, teacher, self.temperature, min(k, student.shape[-1]), keep)
+                if k
+                else kl_divergence(student, teacher, self.temperature, keep)
+            )
         return terms.scaled(1.0 - self.hardness).plus("distillation", torch.stack(losses).mean(), self.hardness)
 
     def teacher_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -180,6 +180,11 @@ class StepLoader:
         """Optimizer steps in one epoch."""
         return self.sampler.steps_per_epoch
 
+    @property
+    def features_per_step(self) -> int:
+        """Features that all ranks train on in one optimizer step."""
+        return self.sampler.features_per_step
+
     def add_columns(self, extra: ExtraColumns) -> None:
         """Let every batch bring more along."""
         self.batches.extra = extra

@@ -52,11 +52,12 @@ from sparse_accel.runtime.launch import (
 )
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import LoadedTeacher
 from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
-from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.base import Stream, TaskData
 from sparse_accel.tasks.collating import Collate, Collator, PackedCollator
 
 # Strategies of accelerate that this version knows.
@@ -503,6 +504,39 @@ def build_loader(
         task,
         device=accelerator.device,
         num_workers=options.dataloader_num_workers,
+        pin_memory=options.dataloader_pin_memory,
+    )
+
+
+def build_stream_loader(
+    options: TrainOptions, stream: Stream, collate: Collate, task: Any, epochs: float, accelerator: Accelerator
+) -> StreamLoader:
+    """The training batches of this rank from a stream, whose `--max_steps` are all epochs. Raises OptionError where they are
+    no whole number of steps an epoch."""
+    steps_per_epoch = options.max_steps / epochs
+    if steps_per_epoch != int(steps_per_epoch):
+        fewer, more = (int(each(steps_per_epoch) * epochs) for each in (math.floor, math.ceil))
+        raise OptionError(
+            f"--max_steps {options.max_steps}: with --streaming these are the run's {epochs:g} epochs, all of the same length; "
+            f"{' or '.join(str(steps) for steps in (fewer, more) if steps > 0)} steps would be"
+        )
+    size = options.per_device_train_batch_size
+    lanes = StepSampler(
+        num_features=size * accelerator.num_processes * options.gradient_accumulation_steps,
+        micro_batch_size=size,
+        accumulation=options.gradient_accumulation_steps,
+        seed=0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return StreamLoader(
+        stream,
+        collate,
+        task,
+        lanes=lanes,
+        steps_per_epoch=int(steps_per_epoch),
+        device=accelerator.device,
+        reads_ahead=options.dataloader_num_workers > 0,
         pin_memory=options.dataloader_pin_memory,
     )
 

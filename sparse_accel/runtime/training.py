@@ -78,7 +78,8 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
 
     own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
     # full, not tensor: the latter copies from the host and waits for the device.
-    step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device))
+    # 1 where there is none at all, so that a step without a masked token is a step without a gradient.
+    step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device)).clamp(min=1.0)
     for index, micro_batch in enumerate(micro_batches):
         show_tokens(session, micro_batch)
         with micro_step(session, is_last=index == len(micro_batches) - 1):

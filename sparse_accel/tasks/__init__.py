@@ -17,9 +17,22 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"question_answering": _question_answering}
+def _masked_language_modeling() -> Task:
+    from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
 
-ALIASES: dict[str, str] = {"qa": "question_answering"}
+    return MaskedLanguageModeling()
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "question_answering": _question_answering,
+    "masked_language_modeling": _masked_language_modeling,
+}
+
+ALIASES: dict[str, str] = {
+    "qa": "question_answering",
+    "mlm": "masked_language_modeling",
+    "masked_lm": "masked_language_modeling",
+}
 
 
 def resolve_task(name: str) -> Task:

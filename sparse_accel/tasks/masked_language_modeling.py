@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,20 +14,18 @@ from torch import Tensor
 from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks.base import DataOptions, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
-from sparse_accel.tasks.features import Features, concatenate, load_features, save_features
-from sparse_accel.tasks.files import cache_folder
-from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec, in_chunks, num_maskable, text_spec
-from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking, gathered
+from sparse_accel.tasks.features import Features
+from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec
+from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
 from sparse_accel.tasks.mlm_rows import read_lines, texts_of
-from sparse_accel.tasks.mlm_streaming import TextStream, open_stream
+from sparse_accel.tasks.mlm_streaming import open_stream
+from sparse_accel.tasks.plain_features import cached_features, digest_of
 from sparse_accel.tasks.reading import read_data_set
 from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 
 # Where neither tokenizer nor model sets a lower limit and nobody says how long, as in Hugging Face's script.
 LONGEST_BY_DEFAULT: Final = 1024
-# Texts that are tokenized at a time; the features do not depend on it.
-_CHUNK: Final = 2048
 # A split with fewer tokens than this may be without a masked one.
 _FEW_TOKENS: Final = 1000
 # What a feature's array of scores holds.
@@ -201,15 +197,12 @@ class _Loader:
         return Split(features, texts)
 
     def _features(self, texts: list[str], source: str) -> Features:
-        path = cache_folder(self.options.cache_dir) / f"{_digest(texts)}-{self.spec.digest()[:32]}.npz"
-        features = None if self.options.overwrite_cache else load_features(path)
-        if features is None:
-            encode = TextEncoder(self.spec)
-            features = concatenate([encode(texts[at : at + _CHUNK]) for at in range(0, len(texts), _CHUNK)])
-            try:
-                save_features(path, features)
-            except OSError as error:
-                self.notes.append(f"the features are not cached: {path.parent}: {error.strerror or error}")
+        features = cached_features(
+            self.options,
+            digest_of(texts, self.spec.digest()),
+            lambda: encode_all(texts, self.spec, self.options.preprocessing_num_workers),
+            self.notes,
+        )
         if not self.spec.line_by_line:
             return in_chunks(features, self.spec.max_length)
         num_cut = int(features.facts["cut"].sum())

@@ -15,6 +15,9 @@ SPECIAL: Final = 0  # [CLS] and the like: never masked
 BEGINS_WORD: Final = 1
 CONTINUES_WORD: Final = 2
 
+# The column of `Features.facts` with a name for each feature where its index is none: in what is read while training.
+NAMES: Final = "name"
+
 # The label of a token that is not to be guessed: what torch's cross entropy leaves out.
 NOT_MASKED: Final = -100
 # The epoch of an evaluation. The seed plays no part in it, so that scores of two runs are about the same tokens.
@@ -41,12 +44,9 @@ class Masking:
     def prepare(self, features: Features, indices: np.ndarray, epoch: int) -> Features:
         """The features at `indices`, in that order, with masked `input_ids` and `extra["labels"]` int32 [T]: the token
         where it is to be guessed, else NOT_MASKED. Depends on seed, epoch and each feature's index alone, not on which
-        features come together."""
-        chosen = gathered(features, indices)
-        return self.masked(chosen, indices, epoch)
-
-    def masked(self, features: Features, names: np.ndarray, epoch: int) -> Features:
-        """The same for all of `features`, whose random numbers go by `names`, int64 [N], in place of their indices."""
+        features come together; where facts[NAMES], int64 [N], are there they take the indices' place."""
+        features = gathered(features, indices)
+        names = features.facts.get(NAMES, indices)
         lengths = features.lengths
         keys = np.repeat(_feature_keys(0 if epoch == EVALUATION else self.seed, epoch, names), lengths)
         positions = np.arange(features.bounds[-1]) - np.repeat(features.bounds[:-1], lengths)

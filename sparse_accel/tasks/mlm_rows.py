@@ -30,7 +30,9 @@ def read_lines(path: str | Path) -> list[Row]:
     if suffix not in TEXT_SUFFIXES:
         if suffix not in FORMATS:
             known = ", ".join((*TEXT_SUFFIXES, *FORMATS))
-            raise DataError(f"{path}: cannot tell the format from the name; it should end in {known} (or in that and .gz)")
+            raise DataError(
+                f"{path}: cannot tell the format from the name; it should end in {known} (or in that and .gz)"
+            )
         return read_file(path)
     text = read_text(path)
     nul = text.find("\0")

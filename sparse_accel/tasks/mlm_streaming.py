@@ -16,10 +16,11 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from sparse_accel.errors import DataError, suggestion
+from sparse_accel.errors import DataError, OptionError, suggestion
 from sparse_accel.tasks.features import Features, concatenate
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec
-from sparse_accel.tasks.reading import kind_of
+from sparse_accel.tasks.mlm_rows import TEXT_SUFFIXES, plain_suffix, text_column
+from sparse_accel.tasks.reading import kind_of, open_data_set
 
 # How much a lane reads at a time: bytes of a file, rows of a data set.
 _BYTES: Final = 1 << 15
@@ -112,6 +113,7 @@ class RowsOnDisk:
     data_sets: Sequence[Any]
     columns: Sequence[str]
     name: str
+    skips_bad: bool = False
 
     @property
     def size(self) -> int:
@@ -123,16 +125,16 @@ class RowsOnDisk:
 
     def read(self, place: int) -> tuple[list[str], int]:
         """See `TextSource`."""
-        first = 0
-        for data_set, column in zip(self.data_sets, self.columns, strict=True):
-            if place < first + len(data_set):
-                break
-            first += len(data_set)
-        texts = data_set[place - first : place - first + _ROWS][column]
+        which, first = 0, 0
+        while place >= first + len(self.data_sets[which]):
+            first += len(self.data_sets[which])
+            which += 1
+        column = self.columns[which]
+        texts = self.data_sets[which][place - first : place - first + _ROWS][column]
         for at, text in enumerate(texts):
-            if not isinstance(text, str):
+            if not isinstance(text, str) and not self.skips_bad:
                 raise DataError(f"{self.name}: row {place + at + 1}: {column!r} should be text, it is {kind_of(text)}")
-        return [text for text in texts if text.strip()], (place + len(texts)) % self.size
+        return [text for text in texts if isinstance(text, str) and text.strip()], (place + len(texts)) % self.size
 
 
 def check_holds_text(source: TextSource, name: str) -> None:
@@ -212,6 +214,91 @@ class Lanes:
         total = lane.num_tokens
         lane.tokens, lane.num_tokens = [_between(whole, length, total)], total - length
         return _between(whole, 0, length)
+
+
+class StreamOptions(Protocol):
+    """The options that say what is streamed: some of `tasks.base.DataOptions`."""
+
+    @property
+    def dataset_name(self) -> str | None: ...
+    @property
+    def dataset_config_name(self) -> str | None: ...
+    @property
+    def dataset_name_2(self) -> str | None: ...
+    @property
+    def dataset_config_name_2(self) -> str | None: ...
+    @property
+    def train_file(self) -> str | None: ...
+    @property
+    def text_column_name(self) -> str | None: ...
+    @property
+    def cache_dir(self) -> str | None: ...
+    @property
+    def on_bad_rows(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """Training text that is read while training."""
+
+    source: TextSource
+    spec: TextSpec
+
+    def lanes(self, own: np.ndarray, num_lanes: int) -> Lanes:
+        """The lanes `own` of `num_lanes`, from their beginnings."""
+        return Lanes(self.source, self.spec, own, num_lanes)
+
+
+def open_stream(options: StreamOptions, spec: TextSpec, notes: list[str]) -> TextStream:
+    """The training text of `options`, of which no more is read than shows that it is there. Raises DataError, and OptionError
+    for what cannot be read from any place on."""
+    source: TextSource
+    if options.dataset_name is not None:
+        source, name = _data_sets(options, options.dataset_name, notes)
+    else:
+        assert options.train_file is not None, "checked with the options"
+        source, name = _file(options, Path(options.train_file), notes), options.train_file
+    check_holds_text(source, name)
+    return TextStream(source, spec)
+
+
+def _file(options: StreamOptions, path: Path, notes: list[str]) -> TextSource:
+    suffix, skips_bad = plain_suffix(path), options.on_bad_rows == "skip"
+    if path.suffix.lower() == ".gz":
+        raise OptionError(
+            f"--streaming: {path} is compressed and can only be read from its beginning; unpack it (gunzip --keep), or leave "
+            "--streaming out"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty")
+    if suffix in TEXT_SUFFIXES:
+        return LinesOfText(path, None, skips_bad)
+    if suffix in (".jsonl", ".ndjson"):
+        with path.open("rb") as file:
+            first = file.readline()
+        try:
+            row = json.loads(first)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}:1: is not JSON: {error}") from error
+        names = list(row) if isinstance(row, dict) else []
+        return LinesOfText(path, text_column(names, options.text_column_name, str(path), notes), skips_bad)
+    raise OptionError(
+        f"--streaming: {path}: lines of text ({', '.join(TEXT_SUFFIXES)}) and JSON lines (.jsonl) can be read from any place "
+        "on; other files cannot, but as a data set of the `datasets` library (--dataset_name) they can"
+    )
+
+
+def _data_sets(options: StreamOptions, name: str, notes: list[str]) -> tuple[RowsOnDisk, str]:
+    wanted = [(name, options.dataset_config_name)]
+    if options.dataset_name_2 is not None:
+        wanted.append((options.dataset_name_2, options.dataset_config_name_2))
+    data_sets, columns = [], []
+    for part, config in wanted:
+        data_set = open_data_set(part, config, "train", options.cache_dir)
+        data_sets.append(data_set)
+        columns.append(text_column(list(data_set.column_names), options.text_column_name, part, notes))
+    whole = " and ".join(part for part, _ in wanted)
+    return RowsOnDisk(data_sets, columns, whole, options.on_bad_rows == "skip"), whole
 
 
 def _between(features: Features, first: int, last: int) -> Features:

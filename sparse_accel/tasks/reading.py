@@ -76,7 +76,7 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The file as text, without a byte order mark; line ends are left as they are."""
     data = _read_bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -94,7 +94,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> list[Row]:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -109,7 +109,7 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[Row]:
-    return _lines_of(path, _read_text(path))
+    return _lines_of(path, read_text(path))
 
 
 def _lines_of(path: Path, text: str) -> list[Row]:
@@ -191,7 +191,7 @@ def _list_at(where: str, parent: Mapping[str, Any], key: str) -> list[Any]:
 def _read_csv(path: Path, delimiter: str = ",") -> list[Row]:
     # Python's own reader, because the one of `datasets` turns answers such as "NA", "null" or "007" into other things.
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         header = next(reader)
@@ -267,6 +267,15 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
 
     Raises DataError when it cannot be loaded or has no such split.
     """
+    loaded = open_data_set(name, config, split, cache_dir)
+    named = _class_names(loaded.features)
+    return [
+        Row(f"{name} ({split}): row {number}", _with_names(row, named)) for number, row in enumerate(loaded, start=1)
+    ]
+
+
+def open_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> Any:
+    """One split of a data set of the `datasets` library, whose rows stay on disk. Raises DataError as `read_data_set` does."""
     loaded = _open_data_set(name, config, cache_dir)
     if split not in loaded:
         raise DataError(
@@ -274,11 +283,7 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
         )
     if not len(loaded[split]):
         raise DataError(f"the data set {name!r}, split {split!r}: holds no rows")
-    named = _class_names(loaded[split].features)
-    return [
-        Row(f"{name} ({split}): row {number}", _with_names(row, named))
-        for number, row in enumerate(loaded[split], start=1)
-    ]
+    return loaded[split]
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -128,6 +128,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
     options: Any = SimpleNamespace(
         max_grad_norm=1.0,
         distill_include_padding=False,
+        distill_top_k=0,
         optim="adamw_torch",
         learning_rate=1e-3,
         weight_decay=0.01,

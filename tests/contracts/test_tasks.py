@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from sparse_accel.errors import OptionError
 from sparse_accel.runtime.option_parsing import load_options
+from sparse_accel.runtime.options import LOWER_IS_BETTER
 from sparse_accel.runtime.run import train
 from sparse_accel.tasks import ALIASES, TASKS, resolve_task
 from sparse_accel.tasks.base import Split, TaskData, write_predictions
@@ -38,6 +39,10 @@ class World:
     perfect: Callable[[Split], dict[str, list[np.ndarray]]]
     # The metrics of perfect outputs.
     best: Mapping[str, float]
+    # Flags of a whole command on it.
+    flags: Mapping[str, str] = field(default_factory=dict)
+    # What a model that is wrong would give, made of that.
+    wrong: Callable[[np.ndarray], np.ndarray] = np.negative
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -69,7 +74,31 @@ def answer_spans(split: Split) -> dict[str, list[np.ndarray]]:
     return logits
 
 
+def tiny_texts() -> list[dict[str, str]]:
+    """As many texts as ROWS, each longer than the longest feature of these tests."""
+    contexts = [row["context"] for row in tiny_rows(16 * ROWS)[::4]]
+    return [{"text": " ".join(contexts[at : at + 4])} for at in range(0, 4 * ROWS, 4)]
+
+
+def all_guessed(split: Split) -> dict[str, list[np.ndarray]]:
+    """Masked language modelling: of each feature the loss, the number of masked tokens, and how many are guessed."""
+    return {"logits": [np.array([0.0, 3.0, 3.0])] * len(split.features)}
+
+
 WORLDS: dict[str, World] = {
+    "masked_language_modeling": World(
+        model=lambda path: tiny_bert(path, head="MaskedLM"),
+        tokenizer=tiny_tokenizer,
+        layouts={
+            "lines.txt": lambda path: path.write_text("\n\n".join(row["text"] for row in tiny_texts())),
+            "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_texts()})),
+            "table.csv": lambda path: write_csv(path, tiny_texts()),
+            "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_texts()))),
+        },
+        perfect=all_guessed,
+        best={"accuracy": 1.0, "loss": 0.0, "perplexity": 1.0},
+        wrong=lambda scores: scores * [0, 1, 0] + [6, 0, 0],
+    ),
     "question_answering": World(
         model=tiny_bert,
         tokenizer=tiny_tokenizer,
@@ -81,6 +110,7 @@ WORLDS: dict[str, World] = {
         },
         perfect=answer_spans,
         best={"exact_match": 100.0, "f1": 100.0},
+        flags={"doc_stride": "32"},
     ),
 }
 
@@ -172,7 +202,7 @@ def test_a_whole_command_trains_and_scores(name: str, tmp_path: Path) -> None:
         "max_steps": "4",
         "logging_steps": "1",
         "max_seq_length": "128",
-        "doc_stride": "32",
+        **world.flags,
     }
     try:
         train(load_options(name, flags))
@@ -200,9 +230,12 @@ def test_perfect_outputs_score_as_perfect_and_others_do_not(name: str, tmp_path:
     assert {path.name for path in written} == {f"eval_{file}.json" for file in scored.files}
     assert [json.loads(path.read_text("utf-8")) for path in written] == list(scored.files.values())
 
-    wrong = {key: [-row for row in rows] for key, rows in outputs.items()}
+    wrong = {key: [world.wrong(row) for row in rows] for key, rows in outputs.items()}
     found = task.score(split, wrong, options).metrics
-    assert all(found[metric] < best for metric, best in world.best.items())
+    assert all(
+        found[metric] > best if metric in LOWER_IS_BETTER else found[metric] < best
+        for metric, best in world.best.items()
+    )
 
 
 def test_questions_without_an_answer_are_perfectly_answered_by_none(tmp_path: Path) -> None:

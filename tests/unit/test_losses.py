@@ -111,7 +111,9 @@ def test_with_all_classes_top_k_is_the_whole_divergence_gradient_included(seed: 
     for whole in (True, False):
         student = logits(2, 3, 9, seed=seed).requires_grad_()
         teacher = logits(2, 3, 9, seed=seed + 1000).masked_fill(~keep.unsqueeze(-1), torch.nan)
-        found = kl_divergence(student, teacher, 2.0, keep) if whole else top_k_kl_divergence(student, teacher, 2.0, 9, keep)
+        found = (
+            kl_divergence(student, teacher, 2.0, keep) if whole else top_k_kl_divergence(student, teacher, 2.0, 9, keep)
+        )
         found.backward()
         losses.append(found.detach())
         gradients.append(student.grad)

@@ -76,7 +76,7 @@ def test_a_special_token_in_letters_is_special_all_the_same(tokenizer: Any) -> N
 
 def test_tokenizers_that_cannot_mask_are_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tmp_path)
-    with pytest.raises(OptionError, match="--max_seq_length 2 leaves no room for text: .* adds 2 special tokens"):
+    with pytest.raises(OptionError, match=r"--max_seq_length 2 leaves no room for text: .* adds 2 special tokens"):
         spec(tokenizer, 2)
     tokenizer.mask_token = None
     with pytest.raises(ModelError, match="has no mask token"):
@@ -105,7 +105,9 @@ every_source = pytest.mark.parametrize("make", [text_file, json_lines, on_disk])
 
 
 @every_source
-def test_lanes_read_every_line_once_in_a_round(make: Callable[[Path], TextSource], tokenizer: Any, tmp_path: Path) -> None:
+def test_lanes_read_every_line_once_in_a_round(
+    make: Callable[[Path], TextSource], tokenizer: Any, tmp_path: Path
+) -> None:
     source, line_spec = make(tmp_path / "data"), spec(tokenizer, 64, line_by_line=True)
     expected = ids(TextEncoder(line_spec)(TEXTS))
     lanes = Lanes(source, line_spec, np.arange(1), 1)

@@ -82,7 +82,9 @@ def test_masks_are_others_in_each_epoch_for_each_seed_and_for_equal_features() -
     given = features([400] * 4)
     given.tokens["input_ids"][:] = np.tile(given.tokens["input_ids"][:400], 4)
     given.extra[KINDS][:] = np.tile(given.extra[KINDS][:400], 4)
-    kinds = [masking(seed=seed).prepare(given, np.arange(4), epoch).extra["labels"] for seed in (0, 1) for epoch in (0, 1)]
+    kinds = [
+        masking(seed=seed).prepare(given, np.arange(4), epoch).extra["labels"] for seed in (0, 1) for epoch in (0, 1)
+    ]
     masks = [labels[at : at + 400] != NOT_MASKED for labels in kinds for at in range(0, 1600, 400)]
     # Two independent masks share 15% of 15%.
     shared = [float((one & other).mean()) for at, one in enumerate(masks) for other in masks[:at]]
