@@ -204,7 +204,8 @@ def _read_text(name: str, where: str) -> str:
 
 def _rows_of_file(file: str, on_bad_rows: str) -> list[_Asked]:
     from sparse_accel.tasks.reading import read_file
-    from sparse_accel.tasks.squad_rows import BadRows, check_rows
+    from sparse_accel.tasks.rows import BadRows
+    from sparse_accel.tasks.squad_rows import check_rows
 
     bad = BadRows(on_bad_rows)
     examples, notes = check_rows(read_file(file), bad, answers="ignored")
