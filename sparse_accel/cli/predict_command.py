@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions from arguments, a file or standard input."""
+"""The command `predict`: answers questions, or fills gaps, from arguments, a file or standard input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.predict_masked import fill_masks, texts_of_file
 from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
 
@@ -65,6 +66,18 @@ def predict_command(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="For a masked language model: a text with gaps, such as [MASK]; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top_k", help="Fillings shown for each gap. Left out: 5.", show_default=False),
+    ] = None,
     n_best: Annotated[
         int | None, typer.Option("--n_best", help="Show that many candidates for each question.", show_default=False)
     ] = None,
@@ -110,13 +123,33 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts. Without --question and --file, questions are read from standard input, one JSON
-    object with question and context a line, and answered as they come."""
+    """Answer questions about texts, or fill the gaps of texts. Without --question, --text and --file, questions are read from
+    standard input, one JSON object with question and context a line, and answered as they come."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
-    source = _source(question or [], context, context_file, file)
+    source = "texts" if text else _source(question or [], context, context_file, file)
     _check_output(output)
     deployment = model_folder(deployment, "DEPLOYMENT", zoo)
+    if text or _fills_masks(deployment):
+        _refuse_for_masks(deployment, text, source, doc_stride, max_answer_length, n_best)
+        assert text or file is not None
+        with _opened(output) as stream:
+            fill_masks(
+                deployment,
+                text or texts_of_file(str(file), on_bad_rows, _say),
+                stream,
+                top_k=top_k,
+                as_json=as_json,
+                refuse=lambda message: _refuse(message, on_bad_rows),
+                say=_say,
+                engine=engine,
+                threads=threads,
+                batch_size=batch_size,
+                max_seq_length=max_seq_length,
+            )
+        return 0
+    if top_k is not None:
+        raise OptionError("--top_k: is for masked language models; use --n_best")
     from sparse_accel.serving.predicting import Predictor
 
     if source == "file":
@@ -142,6 +175,25 @@ def predict_command(
         for one, answer in _answered(predictor, asked, n_best, on_bad_rows, at_once=source == "lines"):
             show(one, answer)
     return 0
+
+
+def _fills_masks(deployment: Path) -> bool:
+    from sparse_accel.serving.deployment import read_deployment
+
+    return read_deployment(deployment).task == "masked_language_modeling"
+
+
+def _refuse_for_masks(deployment: Path, text: list[str] | None, source: str, *foreign: int | None) -> None:
+    """Raise OptionError for a model that fills no gaps, and for options that filling them has no use for."""
+    if not _fills_masks(deployment):
+        raise OptionError(f"--text: {deployment} fills no gaps; it answers a --question about a --context")
+    if source not in ("texts", "file"):
+        raise OptionError(f'{deployment} is a masked language model: pass --text "Paris is the [MASK] of France."')
+    if any(value is not None for value in foreign):
+        raise OptionError(
+            "--doc_stride, --max_answer_length and --n_best have no effect on a masked language model; --top_k says how many "
+            "fillings are shown"
+        )
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

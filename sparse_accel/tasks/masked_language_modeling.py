@@ -15,7 +15,7 @@ from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks.base import DataOptions, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features
-from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec
+from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec, vocabulary_size
 from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
 from sparse_accel.tasks.mlm_rows import read_lines, texts_of
 from sparse_accel.tasks.mlm_streaming import open_stream
@@ -66,7 +66,7 @@ class MaskedLanguageModeling:
         )
         masking = Masking(
             mask_id=tokenizer.mask_token_id,
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
             probability=options.mlm_probability,
             whole_words=options.whole_word_mask,
             seed=options.seed,

@@ -46,6 +46,12 @@ class TextSpec:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """How many tokens there are, added ones included."""
+    size: int = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()).get_vocab_size(with_added_tokens=True)
+    return size
+
+
 def text_spec(tokenizer: Any, *, max_length: int, line_by_line: bool, whole_words: bool) -> TextSpec:
     """The spec for a transformers tokenizer. Raises ModelError for one that is slow, cannot mask or pad, or does not know
     words where `whole_words` asks for them, and OptionError where `max_length` leaves no room for text."""
@@ -59,9 +65,10 @@ def text_spec(tokenizer: Any, *, max_length: int, line_by_line: bool, whole_word
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{name} has no padding token, and batches need one")
-    backend = tokenizer.backend_tokenizer
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     if whole_words and backend.pre_tokenizer is None:
         raise ModelError(f"--whole_word_mask: {name} does not split text into words; leave it out to mask tokens")
+    special_ids = {token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special}
     specials = backend.num_special_tokens_to_add(False)
     if max_length < specials + 1:
         raise OptionError(
@@ -74,7 +81,7 @@ def text_spec(tokenizer: Any, *, max_length: int, line_by_line: bool, whole_word
         token_types="token_type_ids" in tokenizer.model_input_names,
         truncation_side=tokenizer.truncation_side,
         # An unknown word is a token like another, as in Hugging Face's script.
-        special_ids=tuple(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})),
+        special_ids=tuple(sorted(special_ids - {tokenizer.unk_token_id})),
     )
 
 
