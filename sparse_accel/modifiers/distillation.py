@@ -58,7 +58,7 @@ class DistillationModifier(Modifier):
             return terms
         keys = session.task.output_keys if self.distill_output_keys is None else self.distill_output_keys
         teacher_outputs = session.teacher(self.teacher_inputs(batch))
-        losses = []
+        losses, per_token = [], False
         for key in keys:
             student, teacher = _output(outputs, key, "student"), _output(teacher_outputs, key, "teacher")
             if student.shape != teacher.shape:
@@ -68,13 +68,17 @@ class DistillationModifier(Modifier):
                 )
             whole = session.options.distill_include_padding
             keep = None if whole else session.task.distillation_keep(key, student, batch)
+            # A mean over tokens, where each has classes of its own; else over features.
+            per_token = student.dim() > 2
             k = session.options.distill_top_k
             losses.append(
                 top_k_kl_divergence(student, teacher, self.temperature, min(k, student.shape[-1]), keep)
                 if k
                 else kl_divergence(student, teacher, self.temperature, keep)
             )
-        return terms.scaled(1.0 - self.hardness).plus("distillation", torch.stack(losses).mean(), self.hardness)
+        return terms.scaled(1.0 - self.hardness).plus(
+            "distillation", torch.stack(losses).mean(), self.hardness, per_token=per_token
+        )
 
     def teacher_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The part of a batch that the teacher is given; what a cache brought along is always there."""

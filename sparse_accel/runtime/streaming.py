@@ -84,8 +84,7 @@ class StreamLoader:
     def _place(self, batch: dict[str, Tensor]) -> MicroBatch:
         if self.pin_memory:
             batch = {name: value.pin_memory() for name, value in batch.items()}
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        return MicroBatch(inputs, self.task.num_units(batch))
+        return MicroBatch.place(batch, self.task, self.device)
 
 
 def _ahead(items: Iterator[T], count: int) -> Iterator[T]:

@@ -151,7 +151,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
         loader=StepLoader(
             StepSampler(num_features=24, micro_batch_size=3, accumulation=2, seed=5, rank=0, world_size=1),
             features,  # type: ignore[arg-type]  # which the collator alone looks at
-            lambda columns, indices: {key: column[indices] for key, column in columns.items()},
+            lambda columns, indices, epoch: {key: column[indices] for key, column in columns.items()},
             task,
             device=torch.device("cpu"),
         ),

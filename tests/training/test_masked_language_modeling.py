@@ -86,6 +86,35 @@ def test_a_step_is_the_same_however_it_is_cut(streaming: bool | None, world: dic
     assert losses(other) == pytest.approx(losses(one), rel=2e-6)
 
 
+DISTILLED = """
+training_modifiers:
+  - !EpochRangeModifier
+    start_epoch: 0.0
+    end_epoch: 1.0
+distillation_modifiers:
+  - !DistillationModifier
+    hardness: 0.5
+"""
+
+
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_a_distilled_step_is_the_same_however_it_is_cut(top_k: int, world: dict[str, Any], tmp_path: Path) -> None:
+    """Lines of many lengths: a micro-batch's share of the masked tokens is not its share of all tokens."""
+    tiny_bert(tmp_path / "teacher", head="MaskedLM", seed=3)
+    (tmp_path / "recipe.yaml").write_text(DISTILLED)
+    text = "\n".join(row["context"][: 20 + 17 * (at % 7)] for at, row in enumerate(tiny_rows(64)))
+    (tmp_path / "train.txt").write_text(text)
+    options = {"train_file": tmp_path / "train.txt", "line_by_line": True, "max_seq_length": 64, "max_steps": 2}
+    options |= {"recipe": tmp_path / "recipe.yaml", "distill_teacher": tmp_path / "teacher", "batching": "padded"}
+    options["distill_top_k"] = top_k or None
+    one = run(world, tmp_path / "one", **options)
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    other = run(world, tmp_path / "other", **options, **cut)
+    for term in ("loss", "task_loss", "distillation_loss"):
+        ours, theirs = ([line[term] for line in running.log(out)] for out in (one, other))
+        assert ours == pytest.approx(theirs, rel=2e-6), term
+
+
 def test_a_stream_read_ahead_is_the_same_stream(world: dict[str, Any], tmp_path: Path) -> None:
     options = {"streaming": True, "line_by_line": True, "max_steps": 3}
     one = run(world, tmp_path / "one", **options)
