@@ -52,6 +52,8 @@ class Parts:
     census: Census
     grouping: str
     notes: list[str]
+    # What the model takes beside the inputs of its forward.
+    more_inputs: frozenset[str] = frozenset()
 
 
 def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, screen: tracking.Screen) -> Run:
@@ -194,9 +196,12 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     install(model, plan, observe_padding=options.observe_padding, positions=positions)
     if trained is not None:
         load_ranges(options.model_name_or_path, model)
+    collate, more_inputs = setup.choose_head_rows(
+        task, model, collate, plan, accelerator, is_distilled=teacher is not None
+    )
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     notes += [*storage_notes, *batching_notes]
-    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes)
+    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes, more_inputs)
 
 
 def build_loader(
@@ -221,7 +226,7 @@ def build_session(
     backend: Backend,
 ) -> Session:
     """Shard the model and put all that the loop needs into one place."""
-    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys)
+    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys) | parts.more_inputs
     build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]

@@ -30,6 +30,7 @@ from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized
 from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
+from sparse_accel.folders.head_rows import ROWS, hook_head, let_head_choose
 from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
@@ -465,6 +466,30 @@ def choose_batching(
         "length",
         [f"{obstacle}: batches are padded, each of windows of similar length (--batching grouped)"],
     )
+
+
+def choose_head_rows(
+    task: Any,
+    model: nn.Module,
+    collate: Collate,
+    plan: CompressionPlan,
+    accelerator: Accelerator,
+    *,
+    is_distilled: bool,
+) -> tuple[Collate, frozenset[str]]:
+    """Batches for a head that computes the rows alone that the task reads, and the inputs that the model then takes beside its
+    own; the batches as they are where the task reads all rows, or a teacher or a quantizer's range has to see them."""
+    masked_only = getattr(task, "masked_only", None)
+    if masked_only is None or is_distilled or plan.num_quantizers:
+        return collate, frozenset()
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        # The others have no numbers to try it with.
+        is_able = on_main(accelerator, lambda: let_head_choose(model))
+        if is_able and not accelerator.is_main_process:
+            hook_head(model)
+    else:
+        is_able = let_head_choose(model)
+    return (masked_only(collate, ROWS), frozenset({ROWS})) if is_able else (collate, frozenset())
 
 
 def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_accel.errors import DataError, OptionError
+from sparse_accel.packing import is_packed
 from sparse_accel.tasks.base import DataOptions, Scored, Split, TaskData
-from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.collating import Collate, Collator
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec, vocabulary_size
 from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
@@ -28,6 +30,8 @@ from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options
 LONGEST_BY_DEFAULT: Final = 1024
 # A split with fewer tokens than this may be without a masked one.
 _FEW_TOKENS: Final = 1000
+# The column of a batch with the tokens that were masked, where the head computes nothing else.
+_TARGETS: Final = "masked_tokens"
 # What a feature's array of scores holds.
 _LOSS, _COUNT, _RIGHT = range(3)
 
@@ -99,6 +103,11 @@ class MaskedLanguageModeling:
             num_dropped=loader.num_dropped,
         )
 
+    def masked_only(self, collate: Collate, rows: str) -> Collate:
+        """The same batches with the places of the masked tokens in the column `rows`: for a model whose head computes those
+        alone. Logits are then [1, masked tokens, vocabulary]."""
+        return _MaskedRows(collate, rows)
+
     def num_units(self, batch: Mapping[str, Tensor]) -> int:
         """Masked tokens: the loss is a mean over them."""
         return int((batch["labels"] != NOT_MASKED).sum())
@@ -107,11 +116,9 @@ class MaskedLanguageModeling:
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], *, include_padding: bool = False
     ) -> Tensor:
         """Cross entropy of the masked tokens, 0 where there is none. Padding is never masked."""
-        logits, labels = outputs["logits"], batch["labels"]
-        total = F.cross_entropy(
-            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=NOT_MASKED, reduction="sum"
-        )
-        return total / (labels != NOT_MASKED).sum().clamp(min=1)
+        logits, targets = outputs["logits"].flatten(0, -2).float(), batch.get(_TARGETS, batch["labels"]).flatten()
+        total = F.cross_entropy(logits, targets, ignore_index=NOT_MASKED, reduction="sum")
+        return total / (targets != NOT_MASKED).sum().clamp(min=1)
 
     def distillation_keep(self, key: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
         """bool [B, S], True on tokens, masked or not: as SparseML, but without padding."""
@@ -121,9 +128,10 @@ class MaskedLanguageModeling:
         """For each feature float64 [3]: the sum of its masked tokens' losses, how many they are and how many of them got the
         highest score. The logits, [N, S, vocabulary], would not fit into memory for a whole split."""
         labels = batch["labels"]
-        is_masked = labels != NOT_MASKED
-        features = is_masked.nonzero()[:, 0]
-        logits, targets = outputs["logits"][is_masked].float(), labels[is_masked]
+        features = (labels != NOT_MASKED).nonzero()[:, 0]
+        targets = batch.get(_TARGETS, labels)
+        is_masked = targets.flatten() != NOT_MASKED
+        logits, targets = outputs["logits"].flatten(0, -2)[is_masked].float(), targets.flatten()[is_masked]
         losses = F.cross_entropy(logits, targets, reduction="none").double()
         right = (logits.argmax(-1) == targets).double()
         scores = torch.zeros(len(labels), 3, dtype=torch.float64, device=labels.device)
@@ -144,6 +152,27 @@ class MaskedLanguageModeling:
 
 # exp of more is no number.
 _LARGEST_EXPONENT: Final = 700.0
+
+
+@dataclass(frozen=True)
+class _MaskedRows:
+    """Batches of `collate` with two more columns: `rows` int64 [M], the places of masked tokens among all that the model is
+    given, and _TARGETS int64 [M], what they were."""
+
+    collate: Collate
+    rows: str
+
+    def __call__(self, features: Features, indices: np.ndarray, epoch: int = -1) -> dict[str, Tensor]:
+        """See `Collate`."""
+        batch = self.collate(features, indices, epoch)
+        is_masked = batch["labels"] != NOT_MASKED
+        targets = batch["labels"][is_masked]
+        rows = batch["rows"][is_masked] if is_packed(batch) else is_masked.flatten().nonzero()[:, 0]
+        if len(rows) in (0, batch["input_ids"].numel()):
+            # A row that counts for nothing: the head is never without one, and never has as many as there are tokens, so that
+            # its logits are not taken for those of all.
+            rows, targets = F.pad(rows, (0, 1)), F.pad(targets, (0, 1), value=NOT_MASKED)
+        return {**batch, self.rows: rows, _TARGETS: targets}
 
 
 def _length(options: DataOptions, tokenizer: Any, max_positions: int | None, notes: list[str]) -> int:

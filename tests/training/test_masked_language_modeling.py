@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from sparse_accel.errors import DataError, ModelError, OptionError, SparseAccelError
+from sparse_accel.runtime import setup
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.run import train
 from tests import running
@@ -84,6 +85,25 @@ def test_a_step_is_the_same_however_it_is_cut(streaming: bool | None, world: dic
         batching="padded" if streaming else "packed",
     )
     assert losses(other) == pytest.approx(losses(one), rel=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "albert"])
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_a_head_that_computes_masked_tokens_alone_learns_the_same(
+    kind: str, batching: str, world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bert(tmp_path / "student", kind=kind, head="MaskedLM", dropout=0.0)
+    options = {"model_name_or_path": tmp_path / "student", "batching": batching, "max_steps": 2, "do_eval": True}
+    chosen = []
+    real = setup.choose_head_rows
+    monkeypatch.setattr(setup, "choose_head_rows", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
+    one = run(world, tmp_path / "one", **options)
+    assert chosen[0][1], "the head was not able to"
+    monkeypatch.setattr(setup, "choose_head_rows", lambda task, model, collate, *a, **k: (collate, frozenset()))
+    other = run(world, tmp_path / "other", **options)
+    assert losses(one) == pytest.approx(losses(other), rel=2e-6)
+    ours, theirs = running.results(one), running.results(other)
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 DISTILLED = """
