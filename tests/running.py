@@ -59,7 +59,7 @@ def tiny_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: 
     }
 
 
-def run(options: dict[str, Any], output_dir: Path, **changes: Any) -> Path:
+def run(options: dict[str, Any], output_dir: Path, task: str = "question_answering", **changes: Any) -> Path:
     """Carry out the command in this process; a value of None takes an option away. Returns the output folder."""
     flags = {
         name: value
@@ -67,7 +67,7 @@ def run(options: dict[str, Any], output_dir: Path, **changes: Any) -> Path:
         if value is not None
     }
     try:
-        train(load_options("question_answering", {name: str(value) for name, value in flags.items()}))
+        train(load_options(task, {name: str(value) for name, value in flags.items()}))
     finally:
         AcceleratorState._reset_state(True)
     return output_dir
