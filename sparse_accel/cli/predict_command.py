@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions, classifies texts, labels words; of arguments, files or standard input."""
+"""The command `predict`: answers questions, classifies texts, labels words, fills gaps; of arguments, files or input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.predict_masked import fill_masks, texts_of_file
 from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
 
@@ -60,7 +61,9 @@ def predict_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            "--text", help="A text to classify or to find names in; may be given several times.", show_default=False
+            "--text",
+            help="A text to classify, to find names in, or with gaps such as [MASK]; may be given several times.",
+            show_default=False,
         ),
     ] = None,
     text_pair: Annotated[
@@ -83,6 +86,10 @@ def predict_command(
             " layout.",
             show_default=False,
         ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top_k", help="Fillings shown for each gap. Left out: 5.", show_default=False),
     ] = None,
     n_best: Annotated[
         int | None, typer.Option("--n_best", help="Show that many candidates for each question.", show_default=False)
@@ -129,9 +136,9 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts, classify texts or label their words, as the model does. Without --question, --text and
-    --file, input is read from standard input, one JSON object a line with question and context (or text, text and text_pair,
-    or tokens), and answered as it comes."""
+    """Answer questions about texts, classify texts, label their words or fill their gaps, as the model does. Without
+    --question, --text and --file, input is read from standard input, one JSON object a line with question and context (or
+    text, text and text_pair, or tokens), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
     _check_output(output)
@@ -149,6 +156,20 @@ def predict_command(
     }
     engine_settings = _Engine(engine, threads, batch_size, max_seq_length)
     pairing = {"text_pair": text_pair, "input_column_names": input_column_names}
+    if task == "masked_language_modeling":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _fill_gaps(
+            deployment,
+            text or [],
+            file,
+            engine_settings,
+            top_k=top_k,
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    _refuse_foreign({"top_k": top_k}, task, deployment)
     if task == "text_classification":
         _refuse_foreign(asking, task, deployment)
         _classify(
@@ -300,6 +321,39 @@ def _label_words(
         show = predict_tokens.JsonLines(stream) if as_json else predict_tokens.Readable(stream)
         for one, found in predict_tokens.tagged(predictor, asked, refuse, at_once=source == "lines"):
             show(one, found)
+
+
+def _fill_gaps(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    top_k: int | None,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    if not texts and file is None:
+        raise OptionError(
+            f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France.", or --file'
+        )
+    if texts and file is not None:
+        raise OptionError("--text and --file: pass one of them")
+    with _opened(output) as stream:
+        fill_masks(
+            folder,
+            texts or texts_of_file(str(file), on_bad_rows, _say),
+            stream,
+            top_k=top_k,
+            as_json=as_json,
+            refuse=lambda message: _refuse(message, on_bad_rows),
+            say=_say,
+            engine=settings.engine,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+        )
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

@@ -152,7 +152,9 @@ def fold_to_publish(module: nn.Module, plan: CompressionPlan) -> Folded:
 
 def _train_results(run: Run) -> dict[str, Any]:
     state, session = run.state, run.session
-    num_samples = len(run.data.train) if run.data.train is not None else 0
+    # A stream has as many in an epoch as its steps take.
+    in_steps = session.loader.features_per_step * session.loader.steps_per_epoch
+    num_samples = len(run.data.train) if run.data.train is not None else in_steps
     results: dict[str, Any] = {"train_samples": num_samples}
     if state.total_loss is not None and state.clock.step:
         total = session.reduce_sum(state.total_loss).item()

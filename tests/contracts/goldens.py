@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from sparse_accel.compress.census import Census
-from tests import running, tiny_text
+from tests import running, tiny_mlm, tiny_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 HEADER = "step loss lr sparsity phase"
@@ -58,6 +58,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
     },
+    "masked_language_modeling/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
 }
 
 
@@ -66,6 +70,7 @@ WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
     "text_classification": tiny_text.tiny_text_world,
     "token_classification": running.tiny_token_world,
+    "masked_language_modeling": tiny_mlm.tiny_mlm_world,
 }
 
 
