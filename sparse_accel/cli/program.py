@@ -101,9 +101,10 @@ def _train_command(task: str) -> Callable[..., int]:
         check_installed(os.environ)
         given = {name: value for name, value in flags.items() if value is not None}
         options = load_options(task, given, args_file)
-        from sparse_accel.runtime.run import train
+        from sparse_accel.runtime.run import leave_processes, train
 
         train(options)
+        leave_processes()
         return 0
 
     file = typer.Argument(

@@ -1,4 +1,4 @@
-"""Draws a recipe's timeline: learning rate, zeros and phases over the epochs. Needs matplotlib."""
+"""Draws a recipe's timeline: learning rate, sparsity, zeros and phases over the epochs. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sparse_accel.compress.plan import Phase
-from sparse_accel.recipe.timeline_plan import Held, Stretch, Timeline, number
+from sparse_accel.recipe.timeline_plan import Held, Stretch, Timeline, gradual_pruning, number
 from sparse_accel.timeline import Clock
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ def plot(plan: Timeline, path: Path, title: str, held: Held | None = None) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lanes = _lanes(plan, held)
-    heights = [2.6, *([0.45 * len(lanes) + 0.25] if lanes else [])]
+    lanes, is_pruned = _lanes(plan, held), bool(gradual_pruning(plan.recipe))
+    heights = [2.6, *([1.6] if is_pruned else []), *([0.45 * len(lanes) + 0.25] if lanes else [])]
     figure = Figure(figsize=(9, 1.2 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_rates(panels[0], plan)
+    if is_pruned:
+        _draw_sparsity(panels[1], plan)
     if lanes:
-        _draw_lanes(panels[1], lanes, plan.num_epochs)
+        _draw_lanes(panels[-1], lanes, plan.num_epochs)
     panels[-1].set_xlim(0, plan.num_epochs)
     panels[-1].set_xlabel("epoch")
     figure.suptitle(title, fontsize=10)
@@ -68,6 +70,29 @@ def _draw_rates(axes: Axes, plan: Timeline) -> None:
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if len(plan.groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_sparsity(axes: Axes, plan: Timeline) -> None:
+    """What masks of gradual pruning drop, as steps: from one update to the next it stands still."""
+    clocks = _epochs(Clock(0, plan.steps_per_epoch), Clock(plan.total_steps, plan.steps_per_epoch))
+    courses = [(modifier, final) for modifier in gradual_pruning(plan.recipe) for final in modifier.final_sparsities]
+    for index, (modifier, final) in enumerate(courses):
+        drawn = [
+            (clock.epoch, modifier.course(clock, plan.num_epochs, final))
+            for clock in clocks
+            if modifier.interval.contains(clock)
+        ]
+        # On the way from a weight's own sparsity there is nothing to draw.
+        known = [(epoch, share) for epoch, share in drawn if share is not None]
+        style = {"color": _LINES[index % len(_LINES)], "lw": 1.6, "label": f"to {final:.1%}"}
+        axes.plot([epoch for epoch, _ in known], [share for _, share in known], drawstyle="steps-post", **style)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_ylabel("sparsity")
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(courses) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 

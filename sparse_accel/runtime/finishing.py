@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,9 @@ def scores(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not any(counter in name for counter in _COUNTERS)}
 
 
-def finish(run: Run) -> None:
-    """Evaluate, predict, fold, write and show. Raises InvariantError when what was written is not what was trained."""
+def finish(run: Run) -> dict[str, Any]:
+    """Evaluate, predict, fold, write and show; what `all_results.json` holds, on every rank. Raises InvariantError when what
+    was written is not what was trained."""
     options, session, state = run.options, run.session, run.state
     files: dict[str, Any] = {}
     results: dict[str, Any] = {}
@@ -78,6 +80,7 @@ def finish(run: Run) -> None:
     module = whole_module(session)
     if module is not None:
         _publish(run, module, files, results)
+    return dict(files["all_results.json"])
 
 
 def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: dict[str, Any]) -> dict[str, float]:
@@ -93,16 +96,9 @@ def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: di
 def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[str, Any]) -> None:
     """Fold the whole model, write the folder, check it and show the table; on the main process."""
     options, session = run.options, run.session
-    ranges = present_ranges(module)
-    unused = without_range(module) if options.do_train and ranges else []
-    masks = {
-        f"{name}.weight": layer.mask.cpu()
-        for name, layer in compressed_layers(module).items()
-        if layer.mask is not None and layer.mask_request is not None
-    }
-    fold(module)
-    # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
-    plan = (session.plan if ranges else session.plan.masks_only()).with_whole_weights()
+    unused = without_range(module) if options.do_train and present_ranges(module) else []
+    folded = fold_to_publish(module, session.plan)
+    plan, ranges = folded.plan, folded.ranges
     census = Census.of(module, plan)
     card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
     outputs.publish(
@@ -112,7 +108,7 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     )
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:
-        check_saved(run.output_dir, masks)
+        check_saved(run.output_dir, folded.masks)
     if not ranges and session.plan.num_quantizers:
         run.screen.warn(
             "the model that is written is from before quantization began: it is a float model"
@@ -124,6 +120,28 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
         )
     run.screen.console.print(summary(run, census, results))
     run.screen.say(f"written to {run.output_dir}")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What a model was before it became a plain one: the plan that is published, its ranges, and the masks that hold."""
+
+    plan: CompressionPlan
+    ranges: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+
+def fold_to_publish(module: nn.Module, plan: CompressionPlan) -> Folded:
+    """Take masks and quantizers off a whole model that carries `plan`."""
+    ranges = present_ranges(module)
+    masks = {
+        f"{name}.weight": layer.mask.cpu()
+        for name, layer in compressed_layers(module).items()
+        if layer.mask is not None and layer.mask_request is not None
+    }
+    fold(module)
+    # Before quantization has begun that is a float model, whatever the recipe had in mind.
+    return Folded((plan if ranges else plan.masks_only()).with_whole_weights(), ranges, masks)
 
 
 def _train_results(run: Run) -> dict[str, Any]:
@@ -173,12 +191,17 @@ def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapp
         raise
     except Exception as error:  # the tokenizers library raises a bare Exception, also for a disk that is full
         raise OSError(str(error)) from error
+    write_compression(folder, plan, ranges, run.recipe_text)
+
+
+def write_compression(folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor], recipe_text: str) -> None:
+    """Plan, ranges and resolved recipe, each where there is any."""
     if plan.modules:
         plan.save(folder / PLAN_FILE)
     if ranges:
         save_file(dict(ranges), folder / RANGES_FILE)
-    if run.recipe_text:
-        write_text(folder / RECIPE_FILE, run.recipe_text)
+    if recipe_text:
+        write_text(folder / RECIPE_FILE, recipe_text)
 
 
 def present_ranges(module: nn.Module) -> dict[str, Tensor]:

@@ -411,6 +411,12 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     return plan
 
 
+def share_pruning(plan: CompressionPlan, accelerator: Accelerator) -> None:
+    """Where pruning begins at a weight's own sparsity, only a process that has the weight knows it: tell the others."""
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        plan.pruned_from_to = on_main(accelerator, lambda: plan.pruned_from_to)
+
+
 def choose_storage(
     options: TrainOptions, model: nn.Module, plan: CompressionPlan, accelerator: Accelerator
 ) -> tuple[dict[str, Tensor] | None, list[str]]:

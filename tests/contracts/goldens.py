@@ -24,6 +24,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
+    # From 60% zeros, which is where the tiny student stands.
+    "question_answering/gradual_pruning": {
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "pruning_start_epoch": 0.5, "pruning_end_epoch": 2.5, '
+        '"pruning_update_frequency": 0.5, "init_sparsity": 0.6, "final_sparsity": 0.8}'
+    },
     "question_answering/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 1e-3}'},
     # A low rate: Adam makes full steps of rounding noise, which quantization grids enlarge; so processors agree to 4e-4.
     "question_answering/pruned_quant": {
