@@ -49,6 +49,7 @@ PARTS: dict[str, Part] = {
     "recipe": _part(3, "torch pydantic yaml matplotlib"),
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers scipy sklearn"),
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
+    "reports": _part(3, "safetensors", neighbours="recipe folders"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),
     "benchmarking": _part(4, "torch numpy transformers datasets tokenizers rich matplotlib", neighbours="runtime"),
     "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),

@@ -44,6 +44,7 @@ class ScoreOptions:
     input_column_names: str | None = None
     text_column_name: str | None = None
     label_column_name: str | None = None
+    return_entity_level_metrics: bool | None = None
     on_bad_rows: str = "error"
     cache_dir: str | None = None
     overwrite_cache: bool = False
@@ -107,6 +108,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "input_column_names": ("text_classification",),
     "text_column_name": ("token_classification", "masked_language_modeling"),
     "label_column_name": ("text_classification", "token_classification"),
+    "return_entity_level_metrics": ("token_classification",),
 }
 
 

@@ -23,9 +23,23 @@ def _text_classification() -> Task:
     return TextClassification()
 
 
+def _token_classification() -> Task:
+    from sparse_accel.tasks.token_classification import TokenClassification
+
+    return TokenClassification()
+
+
+def _masked_language_modeling() -> Task:
+    from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
+
+    return MaskedLanguageModeling()
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
     "text_classification": _text_classification,
+    "token_classification": _token_classification,
+    "masked_language_modeling": _masked_language_modeling,
 }
 
 ALIASES: dict[str, str] = {
@@ -33,6 +47,9 @@ ALIASES: dict[str, str] = {
     "glue": "text_classification",
     "sequence_classification": "text_classification",
     "sentiment_analysis": "text_classification",
+    "ner": "token_classification",
+    "mlm": "masked_language_modeling",
+    "masked_lm": "masked_language_modeling",
 }
 
 

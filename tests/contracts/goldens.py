@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from sparse_accel.compress.census import Census
-from tests import running, tiny_text
+from tests import running, tiny_mlm, tiny_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 HEADER = "step loss lr sparsity phase"
@@ -50,6 +50,22 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
     },
+    "token_classification/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "token_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "token_classification/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+    },
+    "token_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+    },
+    "masked_language_modeling/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
 }
 
 
@@ -57,6 +73,8 @@ RUNS: dict[str, dict[str, Any]] = {
 WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
     "text_classification": tiny_text.tiny_text_world,
+    "token_classification": running.tiny_token_world,
+    "masked_language_modeling": tiny_mlm.tiny_mlm_world,
 }
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForQuestionAnswering, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    PreTrainedModel,
+)
 
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.recipe import shipped
@@ -23,8 +29,15 @@ FILES = sorted(path for path in RECIPES.rglob("*") if path.is_file())
 STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
     "question_answering": bert,
     "text_classification": lambda: BertForSequenceClassification(bert_config()),
+    "token_classification": lambda: BertForTokenClassification(bert_config()),
+    "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
 }
-MODELS = {"question_answering": BertForQuestionAnswering, "text_classification": BertForSequenceClassification}
+MODELS = {
+    "question_answering": BertForQuestionAnswering,
+    "text_classification": BertForSequenceClassification,
+    "token_classification": BertForTokenClassification,
+    "masked_language_modeling": BertForMaskedLM,
+}
 
 every_recipe = pytest.mark.parametrize("name", shipped.names())
 
