@@ -16,7 +16,8 @@ from sparse_accel.errors import DataError
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.qa_windows import Question, cut_windows, window_spec
 from sparse_accel.tasks.reading import read_file
-from sparse_accel.tasks.squad_rows import BadRows, Example, check_rows
+from sparse_accel.tasks.rows import BadRows
+from sparse_accel.tasks.squad_rows import Example, check_rows
 
 MAX_LENGTH: Final = 384
 STRIDE: Final = 128

@@ -272,9 +272,9 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     setup.choose_attention(model, plan, accelerator.device)
     census = Census.of(model)
     install(model, plan, positions=positions)
-    data = TaskData(collate=collate, train=bench.features)
-    parts = preparing.Parts(task, None, model, data, None, plan, census, grouping, [*notes, *storage_notes])
-    loader = preparing.build_loader(options, parts, accelerator)
+    data = TaskData(collate=padded, train=bench.features)
+    parts = preparing.Parts(task, None, model, data, collate, None, plan, census, grouping, [*notes, *storage_notes])
+    loader = preparing.build_loader(options, parts, options.num_train_epochs, accelerator)
     assert loader is not None
     total_steps = _EPOCHS * loader.steps_per_epoch
     teacher: Teacher | None = None

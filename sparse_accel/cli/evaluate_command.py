@@ -65,11 +65,11 @@ def evaluate_command(
         typer.Option("--threads", help="Processor threads. Left out: the engine decides.", show_default=False),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--per_device_eval_batch_size", "--batch_size", help="Windows in a batch.")
+        int, typer.Option("--per_device_eval_batch_size", "--batch_size", help="Features in a batch.")
     ] = 8,
     max_eval_samples: Annotated[
         int | None,
-        typer.Option("--max_eval_samples", help="Questions to score on. Left out: all.", show_default=False),
+        typer.Option("--max_eval_samples", help="Examples to score on. Left out: all.", show_default=False),
     ] = None,
     version_2_with_negative: Annotated[
         bool, typer.Option("--version_2_with_negative", help="Some questions have no answer (SQuAD 2).")
@@ -98,6 +98,25 @@ def evaluate_command(
     max_answer_length: Annotated[
         int | None, typer.Option("--max_answer_length", help="Tokens of the longest answer.", show_default=False)
     ] = None,
+    task_name: Annotated[
+        str | None,
+        typer.Option("--task_name", help="The task of GLUE, or of the tags. Left out: training's.", show_default=False),
+    ] = None,
+    input_column_names: Annotated[
+        str | None,
+        typer.Option(
+            "--input_column_names", help="Column with the text, or two with a comma between.", show_default=False
+        ),
+    ] = None,
+    text_column_name: Annotated[
+        str | None, typer.Option("--text_column_name", help="Column with the words or the text.", show_default=False)
+    ] = None,
+    label_column_name: Annotated[
+        str | None, typer.Option("--label_column_name", help="Column with the labels.", show_default=False)
+    ] = None,
+    return_entity_level_metrics: Annotated[
+        bool, typer.Option("--return_entity_level_metrics", help="Token classification: scores of each kind as well.")
+    ] = False,
     on_bad_rows: Annotated[
         str, typer.Option("--on_bad_rows", help="What a bad row of the data does.", metavar="error|skip")
     ] = "error",
@@ -116,7 +135,7 @@ def evaluate_command(
         ),
     ] = None,
 ) -> int:
-    """Score deployments (ONNX Runtime, OpenVINO) and model folders (torch) with the windows and metrics of training."""
+    """Score deployments (ONNX Runtime, OpenVINO) and model folders (torch) with the features and metrics of training."""
     engines = _engines(engine or [], folders)
     if not validation_file and not dataset_name:
         raise OptionError("evaluate: on what? pass --validation_file FILE, or --dataset_name NAME")
@@ -138,6 +157,11 @@ def evaluate_command(
         # The flag can only say yes; without it, the folder knows.
         version_2_with_negative=version_2_with_negative or None,
         null_score_diff_threshold=null_score_diff_threshold,
+        task_name=task_name,
+        input_column_names=input_column_names,
+        text_column_name=text_column_name,
+        label_column_name=label_column_name,
+        return_entity_level_metrics=return_entity_level_metrics or None,
         on_bad_rows=on_bad_rows,
         cache_dir=cache_dir,
         overwrite_cache=overwrite_cache,
@@ -150,6 +174,11 @@ def evaluate_command(
         open_to_score(folder, options, engine=chosen, threads=threads)
         for folder, chosen in zip(folders, engines, strict=True)
     ]
+    tasks = {one.deployment.task for one in opened}
+    if len(tasks) > 1:
+        raise OptionError(
+            f"evaluate: the folders are for different tasks ({', '.join(sorted(tasks))}): score each by itself"
+        )
     say = Console(stderr=True, highlight=False)
     scores = []
     for one, name, place in zip(opened, names, places, strict=True):
@@ -199,13 +228,15 @@ def score_table(scores: Sequence[FolderScore], names: Sequence[str]) -> Table:
     table.add_row("Engine", *(score.engine for score in scores))
     first = scores[0]
     for key in first.scored.metrics:
-        if key.endswith(("total", "_thresh")):
+        if key.endswith(("total", "_thresh", "_number")):
             continue
         cells = []
+        # Question answering counts in percent, the other tasks in shares of 1.
+        digits = 2 if first.task == "question_answering" else 4
         for score in scores:
             value = score.scored.metrics[key]
-            difference = "" if score is first else f" ({value - first.scored.metrics[key]:+.2f})"
-            cells.append(f"{value:.2f}{difference}")
+            difference = "" if score is first else f" ({value - first.scored.metrics[key]:+.{digits}f})"
+            cells.append(f"{value:.{digits}f}{difference}")
         table.add_row(_METRIC_NAMES.get(key, key.replace("_", " ")), *cells)
     table.add_row("Features", *(f"{score.num_features:,}" for score in scores))
     speeds = []

@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions from arguments, a file or standard input."""
+"""The command `predict`: answers questions, classifies texts, labels words, fills gaps; of arguments, files or input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.predict_masked import fill_masks, texts_of_file
 from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
 
@@ -57,20 +58,45 @@ def predict_command(
         str | None,
         typer.Option("--context_file", help="A text file in its place; - is standard input.", show_default=False),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="A text to classify, to find names in, or with gaps such as [MASK]; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    text_pair: Annotated[
+        list[str] | None,
+        typer.Option("--text_pair", help="The second text of a pair; as often as --text.", show_default=False),
+    ] = None,
+    input_column_names: Annotated[
+        str | None,
+        typer.Option(
+            "--input_column_names",
+            help="Of --file: the column with the text, or two of them. Left out: training's.",
+            show_default=False,
+        ),
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
             "--file",
-            help="Rows with question and context: JSON, JSON lines, CSV, parquet or SQuAD's layout.",
+            help="Rows with question and context, texts or tokens: JSON, JSON lines, CSV, parquet, SQuAD's, GLUE's or CoNLL's"
+            " layout.",
             show_default=False,
         ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top_k", help="Fillings shown for each gap. Left out: 5.", show_default=False),
     ] = None,
     n_best: Annotated[
         int | None, typer.Option("--n_best", help="Show that many candidates for each question.", show_default=False)
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object a line: id, question, answer, score, start, end, n_best."),
+        typer.Option("--json", help="One JSON object a line: id and what was found, with scores and characters."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
@@ -110,13 +136,62 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts. Without --question and --file, questions are read from standard input, one JSON
-    object with question and context a line, and answered as they come."""
+    """Answer questions about texts, classify texts, label their words or fill their gaps, as the model does. Without
+    --question, --text and --file, input is read from standard input, one JSON object a line with question and context (or
+    text, text and text_pair, or tokens), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
-    source = _source(question or [], context, context_file, file)
     _check_output(output)
     deployment = model_folder(deployment, "DEPLOYMENT", zoo)
+    from sparse_accel.serving.deployment import task_of
+
+    task = task_of(deployment)
+    asking = {
+        "question": question,
+        "context": context,
+        "context_file": context_file,
+        "n_best": n_best,
+        "doc_stride": doc_stride,
+        "max_answer_length": max_answer_length,
+    }
+    engine_settings = _Engine(engine, threads, batch_size, max_seq_length)
+    pairing = {"text_pair": text_pair, "input_column_names": input_column_names}
+    if task == "masked_language_modeling":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _fill_gaps(
+            deployment,
+            text or [],
+            file,
+            engine_settings,
+            top_k=top_k,
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    _refuse_foreign({"top_k": top_k}, task, deployment)
+    if task == "text_classification":
+        _refuse_foreign(asking, task, deployment)
+        _classify(
+            deployment,
+            text or [],
+            text_pair or [],
+            file,
+            input_column_names,
+            engine_settings,
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    if task == "token_classification":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _label_words(
+            deployment, text or [], file, engine_settings, as_json=as_json, output=output, on_bad_rows=on_bad_rows
+        )
+        return 0
+    _refuse_foreign({"text": text, **pairing}, task, deployment)
+    source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
     if source == "file":
@@ -142,6 +217,143 @@ def predict_command(
         for one, answer in _answered(predictor, asked, n_best, on_bad_rows, at_once=source == "lines"):
             show(one, answer)
     return 0
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What runs the model, and how."""
+
+    engine: str | None
+    threads: int | None
+    batch_size: int
+    max_seq_length: int | None
+
+
+def _refuse_foreign(options: Mapping[str, Any], task: str, folder: Path) -> None:
+    """Raise OptionError for the first option that was given though a model for `task` has no use for it."""
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"--{name}: {folder} is a model for {task.replace('_', ' ')}, which has no such option")
+
+
+def _classify(
+    folder: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    file: str | None,
+    input_column_names: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_texts
+    from sparse_accel.serving.text_predicting import TextPredictor
+    from sparse_accel.tasks.text_rows import named_columns
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_texts.source_of(texts, pairs, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    predictor = TextPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    trained_with = predictor.deployment.facts.settings
+    named = named_columns(input_column_names or trained_with.get("input_column_names"))
+    if source == "file":
+        assert file is not None
+        asked = predict_texts.from_file(
+            file, named, trained_with.get("task_name"), refuse, lambda note: _say(f"note: {note}")
+        )
+    elif source == "arguments":
+        if input_column_names is not None:
+            raise OptionError("--input_column_names names columns of --file or of JSON lines, and --text has none")
+        asked = iter(predict_texts.from_arguments(texts, pairs))
+    else:
+        asked = predict_texts.from_lines(sys.stdin.buffer, named, refuse)
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_texts.JsonLines(stream) if as_json else predict_texts.Readable(stream)
+        for one, found in predict_texts.classified(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
+
+
+def _label_words(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_tokens
+    from sparse_accel.serving.token_predicting import TokenPredictor
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_tokens.source_of(texts, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    if source == "file":
+        assert file is not None
+        asked = predict_tokens.from_file(file, refuse)
+    elif source == "arguments":
+        asked = iter(predict_tokens.from_arguments(texts))
+    else:
+        asked = predict_tokens.from_lines(sys.stdin.buffer, refuse)
+    predictor = TokenPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_tokens.JsonLines(stream) if as_json else predict_tokens.Readable(stream)
+        for one, found in predict_tokens.tagged(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
+
+
+def _fill_gaps(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    top_k: int | None,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    if not texts and file is None:
+        raise OptionError(
+            f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France.", or --file'
+        )
+    if texts and file is not None:
+        raise OptionError("--text and --file: pass one of them")
+    with _opened(output) as stream:
+        fill_masks(
+            folder,
+            texts or texts_of_file(str(file), on_bad_rows, _say),
+            stream,
+            top_k=top_k,
+            as_json=as_json,
+            refuse=lambda message: _refuse(message, on_bad_rows),
+            say=_say,
+            engine=settings.engine,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+        )
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:
@@ -204,7 +416,8 @@ def _read_text(name: str, where: str) -> str:
 
 def _rows_of_file(file: str, on_bad_rows: str) -> list[_Asked]:
     from sparse_accel.tasks.reading import read_file
-    from sparse_accel.tasks.squad_rows import BadRows, check_rows
+    from sparse_accel.tasks.rows import BadRows
+    from sparse_accel.tasks.squad_rows import check_rows
 
     bad = BadRows(on_bad_rows)
     examples, notes = check_rows(read_file(file), bad, answers="ignored")

@@ -28,13 +28,33 @@ from sparse_accel.cli.stubs import ZooOption, model_source
 from sparse_accel.errors import LaunchError, OptionError
 from sparse_accel.runtime.launch import check_environment, check_installed, requested_world_size
 from sparse_accel.runtime.option_parsing import canonical, load_options
-from sparse_accel.runtime.options import BOOLEAN_WORDS, TRUE_WORDS, flag_fields, flag_names, is_switch, kind_name
+from sparse_accel.runtime.options import (
+    BOOLEAN_WORDS,
+    MLM,
+    QA,
+    TEXT,
+    TOKEN,
+    TRUE_WORDS,
+    default_of,
+    flag_fields,
+    is_switch,
+    kind_name,
+)
+from sparse_accel.tasks import ALIASES, TASKS
 
 # typer carries its own click, whose base class of usage errors is public only through its children.
 UsageError: Final[type[Any]] = typer.BadParameter.__mro__[2]
 
 # The words of the command line that name a task -> the task.
-TASK_WORDS: Final = {"question_answering": "question_answering", "qa": "question_answering"}
+TASK_WORDS: Final = {**{task: task for task in TASKS}, **ALIASES}
+
+# What the help of each task's command begins with.
+_SUMMARIES: Final = {
+    QA: "Train, score or predict on questions about passages (SQuAD's format).",
+    TEXT: "Train, score or predict on texts and pairs of texts: classes, several labels each, or numbers (GLUE's tasks).",
+    TOKEN: "Train, score or predict on the words of sentences: named entities and other tags (CoNLL's format).",
+    MLM: "Train or score a model that restores masked words, and prune it for all tasks that start from it.",
+}
 
 # Commands that have commands of their own -> what is asked where none is named.
 _GROUPS: Final = {"benchmark": "of what", "recipe": "to do what"}
@@ -49,20 +69,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 train_app = typer.Typer(
-    help="Fine-tune a model with a recipe: [bold]train question_answering[/bold] (or [bold]qa[/bold]).",
+    help="Fine-tune a model with a recipe: [bold]train question_answering[/bold] (or [bold]qa[/bold]), and other tasks.",
     rich_markup_mode="rich",
 )
 app.add_typer(train_app, name="train")
 
 
-def _parameter(entry: Field[Any]) -> inspect.Parameter:
+def _parameter(entry: Field[Any], task: str) -> inspect.Parameter:
     """A flag as typer wants it. Every value is text here: `load_options` converts and checks, for files of options
     too."""
     note = "".join(f" Also: --{alias}." for alias in entry.metadata["aliases"])
-    if entry.default is MISSING:
+    default = default_of(entry, task)
+    if default is MISSING:
         note += " [bold red]Required.[/bold red]"
-    elif entry.default not in (None, False):
-        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+    elif default not in (None, False):
+        default = ",".join(default) if isinstance(default, tuple) else default
         note += f" [dim](default: {default})[/dim]"
     option = typer.Option(
         f"--{entry.name}",
@@ -84,9 +105,10 @@ def _train_command(task: str) -> Callable[..., int]:
         check_installed(os.environ)
         given = {name: value for name, value in flags.items() if value is not None}
         options = load_options(task, given, args_file)
-        from sparse_accel.runtime.run import train
+        from sparse_accel.runtime.run import leave_processes, train
 
         train(options)
+        leave_processes()
         return 0
 
     file = typer.Argument(
@@ -98,18 +120,18 @@ def _train_command(task: str) -> Callable[..., int]:
         default=None,
         annotation=Annotated[Path | None, file],
     )
-    parameters = [positional, *(_parameter(entry) for entry in flag_fields())]
+    parameters = [positional, *(_parameter(entry, task) for entry in flag_fields(task))]
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
     command.__doc__ = (
-        "Train, score or predict on questions about passages (SQuAD's format).\n\nOptions take `_` or `-`; switches"
-        " stand"
-        " alone or take True or False. Where a recipe speaks of learning rate, weight decay or epochs, the recipe wins."
+        f"{_SUMMARIES[task]}\n\nOptions take `_` or `-`; switches stand alone or take True or False. Where a recipe speaks"
+        " of learning rate, weight decay or epochs, the recipe wins."
     )
     return command
 
 
-train_app.command("question_answering")(_train_command("question_answering"))
+for _task in TASKS:
+    train_app.command(_task)(_train_command(_task))
 
 
 @train_app.callback()
@@ -231,22 +253,22 @@ for _module in (
     _module.register(app)
 
 
-def _train_line() -> CommandLine:
-    entries = {entry.name: entry for entry in flag_fields()}
+def _train_line(task: str) -> CommandLine:
     flags = {
         spelling: Flag(
-            name,
-            is_switch=is_switch(entries[name]),
-            choices=entries[name].metadata["choices"] if isinstance(entries[name].default, tuple) else (),
+            entry.name,
+            is_switch=is_switch(entry),
+            choices=entry.metadata["choices"] if isinstance(entry.default, tuple) else (),
         )
-        for spelling, name in flag_names().items()
+        for entry in flag_fields(task)
+        for spelling in (entry.name, *entry.metadata["aliases"])
     }
-    return CommandLine(flags, _refuse_flag)
 
+    def refuse(spelling: str, value: str, where: str) -> None:
+        """An option that the task does not have: raises why, unless its value asks for what happens anyway."""
+        canonical(spelling, value, where, task)
 
-def _refuse_flag(spelling: str, value: str, where: str) -> None:
-    """An option that `train` does not have: raises why, unless its value asks for what happens anyway."""
-    canonical(spelling, value, where)
+    return CommandLine(flags, refuse)
 
 
 def _plain_words(words: list[str], command: Any) -> list[str]:
@@ -304,12 +326,13 @@ def parse(argv: list[str]) -> list[str]:
     if name != "train":
         return [name, *_plain_words(rest, program[name])]
     if not rest:
-        raise OptionError("train: which task? `sparse_accel train question_answering ...`")
+        raise OptionError(f"train: which task? One of {', '.join(TASKS)}: `sparse_accel train {next(iter(TASKS))} ...`")
     if rest[0] in ("--help", "-h"):
         return [name, "--help"]
     if rest[0].startswith("-"):
         raise OptionError(f"{rest[0]}: the task comes first: `sparse_accel train question_answering {rest[0]} ...`")
-    return [name, TASK_WORDS[command_name(rest[0], TASK_WORDS, "task")], *normalise(rest[1:], _train_line())]
+    task = TASK_WORDS[command_name(rest[0], TASK_WORDS, "task")]
+    return [name, task, *normalise(rest[1:], _train_line(task))]
 
 
 def _native_switches(words: list[str], line: CommandLine, negations: Mapping[str, str | None]) -> list[str]:

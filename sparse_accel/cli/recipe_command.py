@@ -34,7 +34,14 @@ _Model = Annotated[
     str | None,
     typer.Option("--model", help="Model folder or hub id that the recipe is for.", metavar="DIR", show_default=False),
 ]
-_Task = Annotated[str, typer.Option("--task", help="What --model is opened for.")]
+_Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="What --model is opened for. Left out: the task in a shipped recipe's name, else question_answering.",
+        show_default=False,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,13 +94,13 @@ def check_command(
     ],
     recipe_args: _Args = None,
     model: _Model = None,
-    task: _Task = "question_answering",
+    task: _Task = None,
 ) -> int:
     """All that is wrong with recipes, at once and by line; with a model also what it does not have. Exit code 2 if anything
     is."""
     from sparse_accel.recipe.checking import check_recipe
 
-    opened = _open(model, task) if model is not None else None
+    opened = _open(model, _task_of(recipes[0], task)) if model is not None else None
     num_problems = num_warnings = 0
     for name in recipes:
         found = check_recipe(name, recipe_args)
@@ -136,8 +143,14 @@ def plan_command(
     ] = None,
     max_seq_length: Annotated[int, typer.Option("--max_seq_length", min=1, help="Longest input, in tokens.")] = 384,
     doc_stride: Annotated[
-        int, typer.Option("--doc_stride", min=0, help="Tokens that neighbouring windows share.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            "--doc_stride",
+            min=0,
+            help="question_answering: tokens that neighbouring windows share. [dim](default: 128)[/dim]",
+            show_default=False,
+        ),
+    ] = None,
     per_device_train_batch_size: Annotated[
         int, typer.Option("--per_device_train_batch_size", min=1, help="Features per process and micro-batch.")
     ] = 8,
@@ -149,7 +162,7 @@ def plan_command(
         float, typer.Option("--num_train_epochs", help="Epochs, where the recipe names none.")
     ] = 3.0,
     model: _Model = None,
-    task: _Task = "question_answering",
+    task: _Task = None,
     distill_teacher: Annotated[
         str | None,
         typer.Option(
@@ -184,6 +197,7 @@ def plan_command(
     found = Recipe.load(recipe, recipe_args)
     num_epochs = found.num_epochs or num_train_epochs
     found.check(num_epochs)
+    task = _task_of(recipe, task)
     opened = _open(model, task) if model is not None else None
     notes: list[str] = []
     num_features = num_examples
@@ -233,6 +247,14 @@ def plan_command(
     if plot is not None:
         _draw(draw, plan, plot, title, ahead.held if ahead is not None else None)
     return 0
+
+
+def _task_of(recipe: str, asked: str | None) -> str:
+    """The task that is asked for, else the one that a shipped recipe's name begins with. Raises OptionError."""
+    from sparse_accel.tasks import TASKS, resolve_task
+
+    named = recipe.partition("/")[0]
+    return resolve_task(asked or (named if named in TASKS else "question_answering")).name
 
 
 def _open(model: str, task: str) -> Any:

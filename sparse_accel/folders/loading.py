@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -69,12 +70,36 @@ def load_tokenizer(name: str, options: HubOptions, what: str) -> Any:
     return tokenizer
 
 
+def load_config(name: str, options: HubOptions, what: str) -> Any:
+    """The config of a model folder or hub id. Raises ModelError when there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **_hub(options))
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise ModelError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
+
+
+def label_names(config: Any) -> list[str] | None:
+    """What a model's config calls its labels, in their order; None where the names are transformers' own stand-ins."""
+    names = getattr(config, "id2label", None) or {}
+    found = [str(names[index]) for index in sorted(names)]
+    return None if not found or found == [f"LABEL_{index}" for index in range(len(found))] else found
+
+
 def load_model(
-    name: str, task: Any, options: HubOptions, what: str, *, config_name: str | None = None
+    name: str,
+    task: Any,
+    options: HubOptions,
+    what: str,
+    *,
+    config_name: str | None = None,
+    head: Mapping[str, Any] | None = None,
 ) -> tuple[Any, list[str]]:
     """The model with the task's head in fp32, and the names of the head's parameters that the folder did not have.
 
-    Raises ModelError when the folder is unreadable or its weights are not those of the architecture.
+    `head` is what the config must say of the head: a head in the folder that has another shape counts as absent. Raises
+    ModelError when the folder is unreadable or its weights are not those of the architecture.
     """
     from transformers import AutoConfig
 
@@ -89,8 +114,15 @@ def load_model(
     source, hub = (None, {"state_dict": state}) if compressed else (name, _hub(options))
     try:
         config = AutoConfig.from_pretrained(config_name or name, **_hub(options))
+        for key, value in (head or {}).items():
+            setattr(config, key, value)
         model, info = task.model_class.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(head),
+            **hub,
         )
     except Exception as error:  # transformers raises whatever its readers raise
         raise ModelError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
@@ -102,11 +134,11 @@ def load_model(
             f"{what} {name}: {len(torn)} weights of {type(model).__name__} are not in the folder ({', '.join(torn[:3])} ...); "
             "is it a model of another architecture?"
         )
-    if info.get("mismatched_keys"):
-        raise ModelError(
-            f"{what} {name}: weights of another shape than config.json says: {sorted(info['mismatched_keys'])[:3]}"
-        )
-    return model, missing
+    mismatched = sorted(info.get("mismatched_keys") or [])
+    of_head = {str(entry[0]) for entry in mismatched if not str(entry[0]).startswith(prefix)} if head else set()
+    if len(of_head) < len(mismatched):
+        raise ModelError(f"{what} {name}: weights of another shape than config.json says: {mismatched[:3]}")
+    return model, sorted({*missing, *of_head})
 
 
 def _refuse_pointers(name: str, what: str) -> None:

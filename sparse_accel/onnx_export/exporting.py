@@ -282,7 +282,8 @@ def _prove(
 
 
 def _samples(trained: TrainedModel, task: Task, options: ExportOptions, num: int) -> Samples:
-    facts = read_deployment(trained.folder).facts
+    described = read_deployment(trained.folder)
+    facts = described.facts
     return check_batches(
         task,
         trained.tokenizer,
@@ -292,6 +293,8 @@ def _samples(trained: TrainedModel, task: Task, options: ExportOptions, num: int
         num=num,
         doc_stride=facts.doc_stride,
         sequence_length=options.sequence_length,
+        labels=described.labels,
+        settings=facts.settings,
     )
 
 

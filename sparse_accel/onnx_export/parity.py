@@ -28,6 +28,8 @@ _NUDGE: Final = 1e-6
 # A model that was not trained may give every token nearly the same number. Differences are then measured against this
 # share of the numbers themselves, since rounding in float32 grows with them.
 _LEAST_SPREAD: Final = 0.01
+# Numbers of one feature that are kept for the comparison; only scores of a vocabulary for every token are more.
+_MOST_VALUES: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Tolerances:
     """What an export is allowed.
 
     `mean` and `p99` are differences as shares of the spread (standard deviation) of the reference's logits, `agreement`
-    the share of features for which the prediction is the same. The largest single difference decides nothing: the two
+    the share of predictions that are the same. The largest single difference decides nothing: the two
     sides round in different orders, and one step of one quantizer early in the model is enough to move one logit far.
     """
 
@@ -64,11 +66,13 @@ class Difference:
     """How far the outputs for some features lie apart, over real tokens alone.
 
     `max_abs`, `mean_abs` and `p99_abs` are in units of the logits, `spread` is the standard deviation of the
-    reference's logits. `num_same` features have the same prediction, `num_ties` another one that the reference itself
-    scores as high, within what p99 leaves open. `num_broken` values are not finite on either side.
+    reference's logits. Of `num_predictions`, one for a feature or one for each of its tokens, `num_same` are the same and
+    `num_ties` others that the reference itself scores as high, within what p99 leaves open. `num_broken` values are not
+    finite on either side.
     """
 
     num_features: int
+    num_predictions: int
     num_values: int
     num_broken: int
     spread: float
@@ -95,8 +99,8 @@ class Difference:
 
     @property
     def agreement(self) -> float:
-        """The share of features whose prediction is the same, or as good to the reference."""
-        return (self.num_same + self.num_ties) / self.num_features
+        """The share of predictions that are the same, or as good to the reference."""
+        return (self.num_same + self.num_ties) / self.num_predictions
 
     def to_json(self) -> dict[str, Any]:
         """All numbers as plain values; None for one that is not finite, which JSON has no word for."""
@@ -142,8 +146,9 @@ class Parity:
             )
         if not total.agreement >= tolerances.agreement:
             same = total.num_same + total.num_ties
+            what = "features" if total.num_predictions == total.num_features else "tokens"
             sentences.append(
-                f"{self.exported} and {self.reference} predict the same for {same} of {total.num_features} features, "
+                f"{self.exported} and {self.reference} predict the same for {same} of {total.num_predictions} {what}, "
                 f"{total.agreement:.1%}; at least {tolerances.agreement:.1%} is wanted"
             )
         return sentences
@@ -174,7 +179,8 @@ def compare(
     """Run both engines on `batches` (int64 [B, S] arrays, `attention_mask` among them) and compare what they give.
 
     Outputs `start_logits` and `end_logits` are compared by the best span, other outputs by their highest class: of each
-    token where they are [B, S, C], of each feature where they are [B, C]. Padding takes no part. Raises ValueError
+    token where they are [B, S, C] (some tokens of a feature, where C is a vocabulary), of each feature where they are [B, C].
+    Padding takes no part. Raises ValueError
     without batches and KeyError when an engine lacks an output.
     """
     if not batches:
@@ -229,21 +235,17 @@ def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], outp
         return output * (1 + _NUDGE * noise)
 
     engine = TorchEngine(model, tuple(output_keys), next(model.parameters()).device.type)
+    features: list[_Feature] = []
     with _weights_rounded_once(engine):
-        plain = [engine(batch) for batch in batches]
-        hook = model.get_input_embeddings().register_forward_hook(nudged)
-        try:
-            moved = [engine(batch) for batch in batches]
-        finally:
-            hook.remove()
-    masks = [batch["attention_mask"].astype(bool) for batch in batches]
-    return _difference(
-        [
-            feature
-            for before, after, mask in zip(plain, moved, masks, strict=True)
-            for feature in _features(before, after, mask, output_keys)
-        ]
-    )
+        for batch in batches:
+            plain = engine(batch)
+            hook = model.get_input_embeddings().register_forward_hook(nudged)
+            try:
+                moved = engine(batch)
+            finally:
+                hook.remove()
+            features.extend(_features(plain, moved, batch["attention_mask"].astype(bool), output_keys))
+    return _difference(features)
 
 
 def _features(
@@ -251,13 +253,25 @@ def _features(
 ) -> list[_Feature]:
     def of_row(outputs: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
         return {
-            key: (outputs[key][row][tokens[row]] if _has_tokens(key, outputs[key]) else outputs[key][row]).astype(
-                np.float64
-            )
+            key: (
+                outputs[key][row][_compared(tokens[row], outputs[key])]
+                if _has_tokens(key, outputs[key])
+                else outputs[key][row]
+            ).astype(np.float64)
             for key in keys
         }
 
     return [_Feature(of_row(reference, row), of_row(exported, row)) for row in range(len(tokens))]
+
+
+def _compared(tokens: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """The places of a feature that are compared: its tokens, bool [S], or, where each has the scores of a whole vocabulary, as
+    many of them as memory allows, equally far apart."""
+    places = np.flatnonzero(tokens)
+    most = max(1, _MOST_VALUES // output.shape[-1]) if output.ndim == 3 else len(places)
+    if len(places) <= most:
+        return places
+    return places[np.linspace(0, len(places) - 1, most).round().astype(np.int64)]
 
 
 def _has_tokens(key: str, output: np.ndarray) -> bool:
@@ -281,9 +295,11 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
     far = np.concatenate(distances) if distances else np.array([math.inf])
     spread = float(np.concatenate(centred).std()) if centred else 0.0
     p99 = float(np.percentile(far, 99)) if distances else math.inf
-    verdicts = [_verdict(feature, p99 if tie_error is None else tie_error) for feature in features]
+    error = p99 if tie_error is None else tie_error
+    verdicts = [verdict for feature in features for verdict in _verdicts(feature, error)]
     return Difference(
         num_features=len(features),
+        num_predictions=len(verdicts),
         num_values=num_values,
         num_broken=num_values - sum(map(len, distances)),
         spread=max(spread, _LEAST_SPREAD * highest, float(np.finfo(np.float32).tiny)),
@@ -295,24 +311,25 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
     )
 
 
-def _verdict(feature: _Feature, error: float) -> str:
-    """`same`, `tie` or `other`: how the prediction from the exported logits stands to the reference's own."""
-    if not all(np.isfinite(values).all() for values in (*feature.reference.values(), *feature.exported.values())):
-        return "other"
+def _verdicts(feature: _Feature, error: float) -> list[str]:
+    """`same`, `tie` or `other` for each prediction: how the one from the exported logits stands to the reference's own."""
     if set(SPAN_KEYS) <= feature.reference.keys():
+        if not all(np.isfinite(values).all() for values in (*feature.reference.values(), *feature.exported.values())):
+            return ["other"]
         start, end = SPAN_KEYS
         scores = span_scores(feature.reference[start], feature.reference[end])
         choice = span_scores(feature.exported[start], feature.exported[end]).argmax()
         # The score of a span is the sum of two logits, each of which may be off by the error.
-        return _against(scores.ravel(), int(choice), 2 * error)
-    verdicts = [
-        _against(wanted, int(choice), error)
+        return [_against(scores.ravel(), int(choice), 2 * error)]
+    return [
+        _against(wanted, int(given.argmax()), error)
+        if np.isfinite(wanted).all() and np.isfinite(given).all()
+        else "other"
         for key in feature.reference
-        for wanted, choice in zip(
-            np.atleast_2d(feature.reference[key]), np.atleast_2d(feature.exported[key]).argmax(-1), strict=True
+        for wanted, given in zip(
+            np.atleast_2d(feature.reference[key]), np.atleast_2d(feature.exported[key]), strict=True
         )
     ]
-    return max(verdicts, key=("same", "tie", "other").index)
 
 
 def _against(scores: np.ndarray, choice: int, error: float) -> str:

@@ -12,9 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from sparse_accel.demo_corpus import make_corpus
-from sparse_accel.errors import DataError, OptionError, OutputError
+from sparse_accel.errors import DataError, OutputError
 from sparse_accel.tasks.base import Split, Task, TaskData
 from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.data_settings import DataSettings
+from sparse_accel.tasks.plain_features import tokenize
 
 # Features that a check runs at least, so that an agreement of spans can be told apart from chance.
 MIN_FEATURES: Final = 64
@@ -41,34 +43,6 @@ class Samples:
         return sum(len(batch["input_ids"]) for batch in self.batches)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """The options of a task that reads one file as test data: answers may be missing, unusable rows are left out."""
-
-    test_file: str
-    max_seq_length: int
-    doc_stride: int
-    cache_dir: str
-    max_predict_samples: int
-    dataset_name: str | None = None
-    dataset_config_name: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    overwrite_cache: bool = False
-    preprocessing_num_workers: int | None = None
-    pad_to_max_length: bool | None = False
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    version_2_with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    on_bad_rows: str = "skip"
-    do_train: bool = False
-    do_eval: bool = False
-    do_predict: bool = True
-
-
 def check_batches(
     task: Task,
     tokenizer: Any,
@@ -79,14 +53,16 @@ def check_batches(
     num: int = MIN_FEATURES,
     doc_stride: int = 128,
     sequence_length: int | None = None,
+    labels: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Samples:
     """Features of real text, cut as in training, in batches of different shapes.
 
     The text is that of `source`, a data file; left out, of the validation or training file that `model_dir` was trained
     with, if it is still there and long enough, else of the demo corpus. About `num` features at most, in one short row,
     one row at `max_length`, several rows of very different lengths, several of a middle length, then the others in order
-    of their length. `sequence_length` pads all to that length. Raises DataError when `source` cannot be used, OptionError for a task
-    that needs one.
+    of their length. `sequence_length` pads all to that length; `labels` and `settings` are what the model's folder says of its labels and
+    its data. Raises DataError when `source` cannot be used.
     """
     if sequence_length is not None:
         max_length = min(max_length, sequence_length)
@@ -94,7 +70,8 @@ def check_batches(
     stride = doc_stride if 2 * doc_stride < max_length - 8 else max_length // 8
 
     def samples_of(file: Path, name: str) -> Samples:
-        return _samples(_read(task, tokenizer, file, max_length, stride, num), max_length, sequence_length, name)
+        data = _read(task, tokenizer, file, max_length, stride, num, labels, settings or {})
+        return _samples(data, task, max_length, sequence_length, name)
 
     if source is not None:
         return samples_of(Path(source), str(source))
@@ -110,9 +87,10 @@ def check_batches(
             # Nobody asked for this file: one that changed since is no reason to give up.
             notes = (f"{trained_on}, which the model was trained with, cannot be used for the check: {error}",)
     if task.name != "question_answering":
-        raise OptionError(
-            f"the check of {task.name.replace('_', ' ')} needs a data file; name one with --validation_file"
+        samples = _samples(
+            _plain_data(tokenizer, max_length, num), task, max_length, sequence_length, "the built-in demo corpus"
         )
+        return replace(samples, notes=notes)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo_corpus.json"
         file.write_text(json.dumps({"data": _demo_rows(tokenizer, max_length, num)}), encoding="utf-8")
@@ -147,11 +125,42 @@ def write_samples(
     return len(rows)
 
 
-def _read(task: Task, tokenizer: Any, file: Path, max_length: int, stride: int, num: int) -> TaskData:
+def _read(
+    task: Task,
+    tokenizer: Any,
+    file: Path,
+    max_length: int,
+    stride: int,
+    num: int,
+    labels: Sequence[str] | None,
+    settings: Mapping[str, Any],
+) -> TaskData:
     # A folder of its own for the features: the user's cache is for data sets that are read again.
     with tempfile.TemporaryDirectory() as cache:
-        options = _Reading(str(file), max_length, stride, cache, num)
-        return task.load(options, tokenizer)
+        # Test data: answers may be missing, and unusable rows are left out.
+        options = DataSettings(
+            test_file=str(file),
+            max_seq_length=max_length,
+            doc_stride=stride,
+            cache_dir=cache,
+            max_predict_samples=num,
+            pad_to_max_length=False,
+            on_bad_rows="skip",
+            do_predict=True,
+            **settings,
+        )
+        return task.load(options, tokenizer, model_labels=labels)
+
+
+def _plain_data(tokenizer: Any, max_length: int, num: int) -> TaskData:
+    """Texts of the demo corpus as they are, of all lengths, for a model that reads one text at a time."""
+    texts = [row["context"] for row in _demo_rows(tokenizer, max_length, num)]
+    features, _ = tokenize(tokenizer, texts[:num], None, max_length)
+    pad_values = {"input_ids": tokenizer.pad_token_id}
+    if "token_type_ids" in features.tokens:
+        pad_values["token_type_ids"] = tokenizer.pad_token_type_id
+    collate = Collator(pad_values, max_length, False, tokenizer.padding_side)
+    return TaskData(collate, test=Split(features, texts))
 
 
 def _file_of_run(model_dir: Path) -> Path | None:
@@ -192,17 +201,17 @@ def _demo_rows(tokenizer: Any, max_length: int, num: int) -> list[dict[str, Any]
     return rows
 
 
-def _samples(data: TaskData, max_length: int, sequence_length: int | None, source: str) -> Samples:
+def _samples(data: TaskData, task: Task, max_length: int, sequence_length: int | None, source: str) -> Samples:
     assert data.test is not None, "the test split was asked for"
     batches = []
-    assert isinstance(data.collate, Collator), "a task's own batches are padded"
     for indices, length in _shapes(data.test, max_length):
         collate = replace(
             data.collate,
             max_length=sequence_length or length or max_length,
             pad_to_max_length=bool(sequence_length or length),
         )
-        batches.append({name: tensor.numpy() for name, tensor in collate(data.test.features, indices).items()})
+        batch = collate(data.test.features, indices)
+        batches.append({name: tensor.numpy() for name, tensor in batch.items() if name not in task.label_keys})
     return Samples(tuple(batches), source)
 
 

@@ -1,4 +1,4 @@
-"""Draws a recipe's timeline: learning rate, zeros and phases over the epochs. Needs matplotlib."""
+"""Draws a recipe's timeline: learning rate, sparsity, zeros and phases over the epochs. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sparse_accel.recipe.timeline_plan import Held, Timeline, number
-from sparse_accel.recipe.timeline_shapes import Lane, curves, lanes
+from sparse_accel.recipe.timeline_shapes import Course, Lane, courses, curves, lanes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,14 +29,16 @@ def plot(plan: Timeline, path: Path, title: str, held: Held | None = None) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = lanes(plan, held)
-    heights = [2.6, *([0.45 * len(drawn) + 0.25] if drawn else [])]
+    drawn, pruning = lanes(plan, held), courses(plan)
+    heights = [2.6, *([1.6] if pruning else []), *([0.45 * len(drawn) + 0.25] if drawn else [])]
     figure = Figure(figsize=(9, 1.2 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_rates(panels[0], plan)
+    if pruning:
+        _draw_sparsity(panels[1], pruning)
     if drawn:
-        _draw_lanes(panels[1], drawn, plan.num_epochs)
+        _draw_lanes(panels[-1], drawn, plan.num_epochs)
     panels[-1].set_xlim(0, plan.num_epochs)
     panels[-1].set_xlabel("epoch")
     figure.suptitle(title, fontsize=10)
@@ -60,6 +62,20 @@ def _draw_rates(axes: Axes, plan: Timeline) -> None:
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if len(plan.groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_sparsity(axes: Axes, pruning: list[Course]) -> None:
+    """What masks of gradual pruning drop, as steps: from one update to the next it stands still."""
+    for index, course in enumerate(pruning):
+        style = {"color": _LINES[index % len(_LINES)], "lw": 1.6, "label": course.name}
+        axes.plot(*zip(*course.points, strict=True), drawstyle="steps-post", **style)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_ylabel("sparsity")
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(pruning) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Final
 
 from sparse_accel.compress.plan import Phase
-from sparse_accel.recipe.timeline_plan import PHASES, Held, Stretch, Timeline
+from sparse_accel.recipe.timeline_plan import PHASES, Held, Stretch, Timeline, gradual_pruning
 from sparse_accel.timeline import Clock
 
 # A curve has this many points, and every corner besides.
@@ -20,6 +20,14 @@ class Curve:
     timeline's groups."""
 
     group: int
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The sparsity of masks that follow a function, as steps: points of epoch and share, each holding until the next."""
+
+    name: str
     points: tuple[tuple[float, float], ...]
 
 
@@ -56,6 +64,24 @@ def curves(plan: Timeline, num_points: int = _NUM_POINTS) -> list[Curve]:
                 assert rate is not None  # it has begun
                 points.append((clock.epoch, rate))
             found.append(Curve(index, tuple(points)))
+    return found
+
+
+def courses(plan: Timeline, num_points: int = _NUM_POINTS) -> list[Course]:
+    """What gradual pruning drops, for each final sparsity of each modifier."""
+    clocks = _clocks(Clock(0, plan.steps_per_epoch), Clock(plan.total_steps, plan.steps_per_epoch), num_points)
+    found = []
+    for modifier in gradual_pruning(plan.recipe):
+        for final in modifier.final_sparsities:
+            drawn = [
+                (clock.epoch, modifier.course(clock, plan.num_epochs, final))
+                for clock in clocks
+                if modifier.interval.contains(clock)
+            ]
+            # On the way from a weight's own sparsity there is nothing to draw.
+            known = tuple((epoch, share) for epoch, share in drawn if share is not None)
+            if known:
+                found.append(Course(f"to {final:.1%}", known))
     return found
 
 

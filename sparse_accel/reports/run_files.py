@@ -16,7 +16,7 @@ from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.recipe.timeline_plan import timeline
-from sparse_accel.recipe.timeline_shapes import curves, lanes
+from sparse_accel.recipe.timeline_shapes import courses, curves, lanes
 from sparse_accel.reports.run_page import RunStory, Shapes, run_page
 
 PAGE_FILE: Final = "report.html"
@@ -78,7 +78,8 @@ def _shapes(recipe_file: str, facts: Mapping[str, Any], plan: CompressionPlan) -
     holders = recipe.of(ConstantPruningModifier)
     held = {holders[0]: _masked_share(facts, plan)} if len(holders) == 1 else None
     groups = tuple("" if group is None else f", group {group}" for group in found.groups)
-    return Shapes(found.num_epochs, groups, tuple(curves(found, _NUM_POINTS)), tuple(lanes(found, held)))
+    pruning = tuple(courses(found, _NUM_POINTS))
+    return Shapes(found.num_epochs, groups, tuple(curves(found, _NUM_POINTS)), tuple(lanes(found, held)), pruning)
 
 
 def _masked_share(facts: Mapping[str, Any], plan: CompressionPlan) -> float:

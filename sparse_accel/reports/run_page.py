@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from sparse_accel.compress.inspection import QuantizerFacts
-from sparse_accel.recipe.timeline_shapes import Curve, Lane
+from sparse_accel.recipe.timeline_shapes import Course, Curve, Lane
 from sparse_accel.reports.charts import Band, Line, lanes, line_chart
 from sparse_accel.reports.layers import LayerZeros, heat_maps, quantizer_tables, scale_chart
 from sparse_accel.reports.page import (
@@ -38,12 +39,13 @@ _HEADLINES: Final = ("exact_match", "exact", "f1", "accuracy", "perplexity")
 
 @dataclass(frozen=True)
 class Shapes:
-    """The recipe's timeline as it is drawn: learning rates and lanes over epochs; `groups` names the curves' groups."""
+    """The recipe's timeline as it is drawn: learning rates, lanes and sparsities over epochs; `groups` names the curves' groups."""
 
     num_epochs: float
     groups: tuple[str, ...]
     curves: tuple[Curve, ...]
     lanes: tuple[Lane, ...]
+    pruning: tuple[Course, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def _timeline(story: RunStory) -> Iterator[str]:
             lines.append(Line(f"recipe{name}", pieces))
     end = shapes.num_epochs if shapes is not None else max((epoch for epoch, _ in logged), default=1.0)
     yield line_chart("Learning rate", lines, x_name="epoch", y_name="learning rate", x_range=(0.0, end))
+    if shapes is not None and shapes.pruning:
+        pruning = [Line(course.name, [_as_steps(course.points)]) for course in shapes.pruning]
+        yield line_chart("Sparsity", pruning, x_name="epoch", y_name="share of zeros", x_range=(0.0, end))
     if shapes is not None and shapes.lanes:
         yield lanes(
             [
@@ -155,6 +160,14 @@ def _timeline(story: RunStory) -> Iterator[str]:
         yield paragraph("The recipe's end state was applied at once (--one_shot); nothing was trained.")
     if story.recipe_text:
         yield details("the recipe, as it was carried out", code(story.recipe_text))
+
+
+def _as_steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points between which a value stands still, with a corner before each change."""
+    corners = []
+    for (_, before), (epoch, value) in pairwise(points):
+        corners += [(epoch, before), (epoch, value)]
+    return [*points[:1], *corners]
 
 
 def _losses(story: RunStory) -> Iterator[str]:

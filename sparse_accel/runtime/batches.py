@@ -8,7 +8,7 @@ micro-batches and ranks; nothing is repeated to fill a last batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,10 +107,22 @@ class StepSampler:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's inputs on the device, and how many loss units it holds (0 where this rank had nothing to do)."""
+    """One forward's inputs on the device, and how many loss units and tokens it holds (0 where this rank had nothing to
+    do)."""
 
     inputs: dict[str, Tensor]
     num_units: int
+    num_tokens: int
+
+    @classmethod
+    def place(
+        cls, batch: Mapping[str, Tensor], task: Any, device: torch.device, *, is_empty: bool = False
+    ) -> MicroBatch:
+        """A batch on its way to the device, counted where it comes from: nothing waits for it there."""
+        inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        if is_empty:
+            return cls(inputs, 0, 0)
+        return cls(inputs, task.num_units(batch), int(batch["attention_mask"].sum()))
 
 
 # More columns for a batch: given the indices of its features and S of its `attention_mask`.
@@ -118,15 +130,19 @@ ExtraColumns = Callable[[np.ndarray, int], dict[str, Tensor]]
 
 
 class Batches(torch.utils.data.Dataset[Any]):
-    """Batches by the indices of their features, made where they are asked for: in worker processes, if there are any."""
+    """Batches by the indices of their features, made where they are asked for: in worker processes, if there are any.
+
+    `epoch` is set before a loader starts: what is drawn anew in each epoch depends on it; -1 outside training.
+    """
 
     def __init__(self, features: Features, collate: Collate, extra: ExtraColumns | None = None) -> None:
         self.features = features
         self.collate = collate
         self.extra = extra
+        self.epoch = -1
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, Tensor]:
-        batch = self.collate(self.features, indices)
+        batch = self.collate(self.features, indices, self.epoch)
         return batch if self.extra is None else {**batch, **self.extra(indices, batch["attention_mask"].shape[1])}
 
 
@@ -176,6 +192,11 @@ class StepLoader:
         """Optimizer steps in one epoch."""
         return self.sampler.steps_per_epoch
 
+    @property
+    def features_per_step(self) -> int:
+        """Features that all ranks train on in one optimizer step."""
+        return self.sampler.features_per_step
+
     def add_columns(self, extra: ExtraColumns) -> None:
         """Let every batch bring more along."""
         self.batches.extra = extra
@@ -195,11 +216,8 @@ class StepLoader:
         parts = (part for index in steps for part in self.sampler.micro_batches(order, index))
         # A rank without features of its own in a round takes part with one feature that counts for nothing.
         filled = (part if len(part) else np.zeros(1, np.int64) for part in parts)
+        self.batches.epoch = epoch
         batches = iter(batch_loader(self.batches, filled, self.num_workers, pin_memory=self.pin_memory))
         for index in steps:
             own = self.sampler.micro_batches(order, index)
-            yield [self._place(next(batches), is_empty=len(part) == 0) for part in own]
-
-    def _place(self, batch: dict[str, Tensor], *, is_empty: bool) -> MicroBatch:
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        return MicroBatch(inputs, 0 if is_empty else self.task.num_units(batch))
+            yield [MicroBatch.place(next(batches), self.task, self.device, is_empty=len(part) == 0) for part in own]

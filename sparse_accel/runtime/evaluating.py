@@ -32,7 +32,8 @@ class Evaluation:
 def predict(
     session: Session, split: Split, collate: Any, *, on_batch: OnBatch | None = None
 ) -> dict[str, list[np.ndarray]]:
-    """The model's outputs for every feature of `split`, fp32, without padding, in its order; on every rank.
+    """What the task wants to score of the model's outputs (`Task.for_scoring`), for every feature of `split` in its order; on
+    every rank.
 
     Ranks may have unequal numbers of batches. Where a forward needs all of them, those that are done go on with a batch
     that counts for nothing.
@@ -62,7 +63,7 @@ def predict(
         if done > len(batches):
             continue
         kept = {key: outputs[key] for key in session.task.output_keys}
-        own.append((batches[done - 1], session.task.unpad(kept, inputs["attention_mask"])))
+        own.append((batches[done - 1], session.task.for_scoring(kept, inputs)))
         if on_batch is not None:
             on_batch(done, len(batches))
     model.train(was_training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +27,27 @@ from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
 from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
-from sparse_accel.runtime.options import describe_command
+from sparse_accel.runtime.options import METRICS, QA, describe_command
 from sparse_accel.runtime.run_facts import run_facts
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
+from sparse_accel.tasks.base import prediction_file
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
+    from sparse_accel.tasks.base import Split
 
 RECIPE_FILE = "recipe.yaml"
-_COUNTERS = ("_samples", "_runtime", "_samples_per_second")
+_COUNTERS = ("_samples", "_runtime")
 
 
 def scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics without sample counts and times."""
-    return {name: value for name, value in metrics.items() if not name.endswith(_COUNTERS)}
+    return {name: value for name, value in metrics.items() if not any(counter in name for counter in _COUNTERS)}
 
 
-def finish(run: Run) -> None:
-    """Evaluate, predict, fold, write and show. Raises InvariantError when what was written is not what was trained."""
+def finish(run: Run) -> dict[str, Any]:
+    """Evaluate, predict, fold, write and show; what `all_results.json` holds, on every rank. Raises InvariantError when what
+    was written is not what was trained."""
     options, session, state = run.options, run.session, run.state
     files: dict[str, Any] = {}
     results: dict[str, Any] = {}
@@ -54,16 +58,17 @@ def finish(run: Run) -> None:
         if run.evaluation is None or run.evaluated_step != state.clock.step:
             run.evaluate_now(state.clock.step if run.held_step is None else run.held_step)
         assert run.evaluation is not None
-        results |= run.evaluation.metrics
-        files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics}
-        files |= {f"eval_{name}.json": content for name, content in run.evaluation.scored.files.items()}
+        more = _evaluate_more(run, run.data.more_validation, "eval", files)
+        results |= run.evaluation.metrics | more
+        files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics, **more}
+        files |= {prediction_file("eval", name): content for name, content in run.evaluation.scored.files.items()}
     if options.do_predict and run.data.test is not None:
         prediction = evaluate(
-            session, run.data.test, run.data.collate, prefix="predict", on_batch=run.screen.batches("predicting")
+            session, run.data.test, run.collate, prefix="predict", on_batch=run.screen.batches("predicting")
         )
-        results |= prediction.metrics
-        files["predict_results.json"] = prediction.metrics
-        files |= {f"predict_{name}.json": content for name, content in prediction.scored.files.items()}
+        files |= {prediction_file("predict", name): content for name, content in prediction.scored.files.items()}
+        files["predict_results.json"] = prediction.metrics | _evaluate_more(run, run.data.more_test, "predict", files)
+        results |= files["predict_results.json"]
     files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
     if options.do_train:
         files["trainer_state.json"] = {
@@ -77,21 +82,25 @@ def finish(run: Run) -> None:
     module = whole_module(session)
     if module is not None:
         _publish(run, module, files, results)
+    return dict(files["all_results.json"])
+
+
+def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: dict[str, Any]) -> dict[str, float]:
+    """The metrics of further splits, each name followed by the split's suffix; their predictions go into `files`."""
+    metrics: dict[str, float] = {}
+    for suffix, split in splits.items():
+        found = evaluate(run.session, split, run.collate, prefix=prefix, on_batch=run.screen.batches("evaluating"))
+        metrics |= {f"{name}_{suffix}": value for name, value in found.metrics.items()}
+        files |= {prediction_file(prefix, name, suffix): content for name, content in found.scored.files.items()}
+    return metrics
 
 
 def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[str, Any]) -> None:
     """Fold the whole model, write the folder, check it and show the table; on the main process."""
     options, session = run.options, run.session
-    ranges = present_ranges(module)
-    unused = without_range(module) if options.do_train and ranges else []
-    masks = {
-        f"{name}.weight": layer.mask.cpu()
-        for name, layer in compressed_layers(module).items()
-        if layer.mask is not None and layer.mask_request is not None
-    }
-    fold(module)
-    # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
-    plan = (session.plan if ranges else session.plan.masks_only()).with_whole_weights()
+    unused = without_range(module) if options.do_train and present_ranges(module) else []
+    folded = fold_to_publish(module, session.plan)
+    plan, ranges = folded.plan, folded.ranges
     census = Census.of(module, plan)
     if options.do_train:
         matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
@@ -104,7 +113,7 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     )
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:
-        check_saved(run.output_dir, masks)
+        check_saved(run.output_dir, folded.masks)
         outputs.publish(run.output_dir, lambda folder: _write_report(run.output_dir, folder))
     if not ranges and session.plan.num_quantizers:
         run.screen.warn(
@@ -119,9 +128,33 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     run.screen.say(f"written to {run.output_dir}")
 
 
+@dataclass(frozen=True)
+class Folded:
+    """What a model was before it became a plain one: the plan that is published, its ranges, and the masks that hold."""
+
+    plan: CompressionPlan
+    ranges: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+
+def fold_to_publish(module: nn.Module, plan: CompressionPlan) -> Folded:
+    """Take masks and quantizers off a whole model that carries `plan`."""
+    ranges = present_ranges(module)
+    masks = {
+        f"{name}.weight": layer.mask.cpu()
+        for name, layer in compressed_layers(module).items()
+        if layer.mask is not None and layer.mask_request is not None
+    }
+    fold(module)
+    # Before quantization has begun that is a float model, whatever the recipe had in mind.
+    return Folded((plan if ranges else plan.masks_only()).with_whole_weights(), ranges, masks)
+
+
 def _train_results(run: Run) -> dict[str, Any]:
     state, session = run.state, run.session
-    num_samples = len(run.data.train) if run.data.train is not None else 0
+    # A stream has as many in an epoch as its steps take.
+    in_steps = session.loader.features_per_step * session.loader.steps_per_epoch
+    num_samples = len(run.data.train) if run.data.train is not None else in_steps
     results: dict[str, Any] = {"train_samples": num_samples}
     if state.total_loss is not None and state.clock.step:
         total = session.reduce_sum(state.total_loss).item()
@@ -145,7 +178,9 @@ def _write_all(
     ranges: dict[str, Tensor],
 ) -> None:
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        is_json = name.endswith(".json")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else content
+        (folder / name).write_text(text, "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
     module.save_pretrained(folder)
@@ -169,12 +204,17 @@ def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapp
         raise
     except Exception as error:  # the tokenizers library raises a bare Exception, also for a disk that is full
         raise OSError(str(error)) from error
+    write_compression(folder, plan, ranges, run.recipe_text)
+
+
+def write_compression(folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor], recipe_text: str) -> None:
+    """Plan, ranges and resolved recipe, each where there is any."""
     if plan.modules:
         plan.save(folder / PLAN_FILE)
     if ranges:
         save_file(dict(ranges), folder / RANGES_FILE)
-    if run.recipe_text:
-        write_text(folder / RECIPE_FILE, run.recipe_text)
+    if recipe_text:
+        write_text(folder / RECIPE_FILE, recipe_text)
 
 
 def present_ranges(module: nn.Module) -> dict[str, Tensor]:
@@ -214,7 +254,7 @@ def summary(run: Run, census: Census, results: Mapping[str, Any]) -> Group:
     facts = Table(show_header=False)
     facts.add_column()
     facts.add_column(justify="right")
-    for name, value in _facts(results):
+    for name, value in _facts(results, run.options.task):
         facts.add_row(name, value)
     return Group(layers, facts)
 
@@ -224,6 +264,8 @@ def _modules(count: int) -> str:
 
 
 _SCORES = {"exact_match": "EM", "exact": "EM", "f1": "F1"}
+# What the line about an evaluation says at most.
+_IN_HEADLINE = 4
 
 
 def score_name(key: str) -> str:
@@ -232,16 +274,25 @@ def score_name(key: str) -> str:
     return ("test " if prefix == "predict" else "") + _SCORES.get(name, name)
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def score_text(value: float, task: str) -> str:
+    """A metric as it is shown: question answering counts in percent, the other tasks in shares of 1."""
+    return f"{value:.2f}" if task == QA else f"{value:.4f}"
+
+
+def headline(metrics: Mapping[str, float], task: str) -> str:
     """The scores that everybody asks for, in one line."""
-    shown = {key: value for key, value in metrics.items() if key.partition("_")[2] in _SCORES}
-    return "  ".join(f"{score_name(key)} {value:.2f}" for key, value in shown.items())
+    wanted = [name for name in METRICS[task] if f"eval_{name}" in metrics]
+    if task == QA:
+        wanted = [name for name in ("exact_match", "exact", "f1") if f"eval_{name}" in metrics]
+    return "  ".join(
+        f"{score_name(f'eval_{name}')} {score_text(metrics[f'eval_{name}'], task)}" for name in wanted[:_IN_HEADLINE]
+    )
 
 
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(results: Mapping[str, Any], task: str) -> list[tuple[str, str]]:
     """Scores, throughput and time as a person reads them."""
     facts = [
-        (score_name(key), f"{value:.2f}" if isinstance(value, float) else f"{value:,}")
+        (score_name(key), score_text(value, task) if isinstance(value, float) else f"{value:,}")
         for key, value in scores(results).items()
         if key.startswith(("eval_", "predict_"))
     ]

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from sparse_accel.errors import DataError, OptionError, OutputError, nearest, suggestion
 from sparse_accel.folders.sources import check_source, neighbour
@@ -13,18 +14,27 @@ from sparse_accel.runtime.options import (
     FALSE_WORDS,
     METRICS,
     METRICS_WITH_NEGATIVES,
+    QA,
     TEACHER_CACHES,
+    TEXT,
     TRACKERS,
     TRUE_WORDS,
     TrainOptions,
+    default_of,
     flag_fields,
 )
+from sparse_accel.tasks.glue import glue_task
+from sparse_accel.tasks.shares import held_out_share
 
 
 def validate(options: TrainOptions) -> None:
     """Refuse options that contradict each other, that would have no effect, or that name files that are not there.
     Raises OptionError, DataError, ModelError or OutputError; reads directories, never a file."""
-    changed = {entry.name for entry in flag_fields() if getattr(options, entry.name) != entry.default}
+    changed = {
+        entry.name
+        for entry in flag_fields(options.task)
+        if getattr(options, entry.name) != default_of(entry, options.task)
+    }
     for check in (
         _check_work,
         _check_data,
@@ -69,24 +79,44 @@ def _check_work(options: TrainOptions, changed: Collection[str]) -> None:
 def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
     files = {name: getattr(options, name) for name in ("train_file", "validation_file", "test_file")}
     named = [f"--{name}" for name, file in files.items() if file is not None]
+    if options.task == TEXT and options.task_name is not None:
+        glue_task(options.task_name)
     if options.dataset_name is not None:
         _refuse(
             bool(named), f"--dataset_name and {', '.join(named)}: the data comes from the hub or from files, not both"
         )
-    else:
+    elif not (options.task == TEXT and options.task_name is not None and not named):
         _refuse(options.dataset_config_name is not None, "--dataset_config_name: needs --dataset_name")
+        if options.eval_on_test:
+            _refuse(files["test_file"] is None, "--eval_on_test: needs --test_file (or --dataset_name)")
+            _refuse(
+                files["validation_file"] is not None,
+                "--eval_on_test and --validation_file: the model is scored on the one or the other",
+            )
+            files["validation_file"] = files["test_file"]
         for wanted, switch, name in (
             (options.do_train, "--do_train", "train_file"),
             (options.do_eval, "--do_eval" if options.eval_strategy == "no" else "--eval_strategy", "validation_file"),
             (options.do_predict, "--do_predict", "test_file"),
         ):
-            _refuse(wanted and files[name] is None, f"{switch}: needs --{name} (or --dataset_name)")
+            held_out = (
+                name == "validation_file" and held_out_share(options) is not None and options.train_file is not None
+            )
+            _refuse(wanted and files[name] is None and not held_out, f"{switch}: needs --{name} (or --dataset_name)")
     for name, file in files.items():
         if file is not None and not Path(file).is_file():
             problem = "is a folder, not a file" if Path(file).is_dir() else "no such file"
             raise DataError(f"--{name}: {problem}: {file}{neighbour(Path(file))}")
+    given = [name for name in ("validation_ratio", "validation_split_percentage") if name in options.explicit]
+    if given:
+        _refuse(len(given) > 1, f"--{' and --'.join(given)}: say the same; choose one")
+        _refuse(
+            files["validation_file"] is not None,
+            f"--{given[0]}: holds training rows out where there is no validation data, and --validation_file brings some",
+        )
+    _check_streaming(options)
     _refuse(
-        options.doc_stride >= options.max_seq_length,
+        options.task == QA and options.max_seq_length is not None and options.doc_stride >= options.max_seq_length,
         f"--doc_stride: must be less than --max_seq_length ({options.max_seq_length}), got {options.doc_stride}",
     )
     for name, fitting in (
@@ -103,6 +133,40 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
     _refuse(
         "null_score_diff_threshold" in changed and not options.version_2_with_negative,
         "--null_score_diff_threshold: needs --version_2_with_negative",
+    )
+
+
+# Options of text that is tokenized before the start, which in a run with --streaming is that of evaluation alone.
+_OF_WHOLE_TEXT: Final = (
+    ("overwrite_cache", "nothing is cached"),
+    ("preprocessing_num_workers", "text is tokenized while training; --dataloader_num_workers 1 does it ahead of time"),
+)
+
+
+def _check_streaming(options: TrainOptions) -> None:
+    if not options.streaming:
+        return
+    _refuse(not options.do_train, "--streaming: is for training; it needs --do_train")
+    _refuse(
+        options.max_steps <= 0,
+        "--streaming: nobody has counted the data, so say how long to train: --max_steps (all epochs together)",
+    )
+    reads_whole = options.do_eval or options.do_predict
+    for name, why in (
+        ("validation_split_percentage", "no part of a stream is held out; give --validation_file"),
+        ("max_train_samples", "--max_steps says how much is read"),
+        ("group_by_length", "features come as the text does"),
+        ("data_seed", "the text's order is its own; masks go by --seed"),
+        ("dataloader_drop_last", "every step of a stream is whole"),
+        *(() if reads_whole else _OF_WHOLE_TEXT),
+    ):
+        _refuse(
+            name in options.explicit and getattr(options, name) not in (None, False),
+            f"--{name}: has no effect with --streaming: {why}",
+        )
+    _refuse(
+        options.batching == "grouped" and "batching" in options.explicit,
+        "--batching grouped: has no effect with --streaming: features come as the text does",
     )
 
 
@@ -143,6 +207,10 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     _refuse(
         "teacher_cache_dtype" in changed and options.teacher_cache == "off",
         "--teacher_cache_dtype: has no effect with --teacher_cache off",
+    )
+    _refuse(
+        options.distill_top_k > 0 and options.distill_teacher in (None, "disable"),
+        "--distill_top_k: needs a --distill_teacher that is compared with",
     )
     _check_teacher_cache(options.teacher_cache)
     _refuse(
@@ -210,7 +278,10 @@ def _check_checkpoints(options: TrainOptions, changed: Collection[str]) -> None:
     if options.metric_for_best_model is not None:
         metrics = METRICS_WITH_NEGATIVES if options.version_2_with_negative else METRICS[options.task]
         metric = options.metric_for_best_model.removeprefix("eval_")
-        _refuse(metric == "loss", "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match")
+        _refuse(
+            options.task == QA and metric == "loss",
+            "--metric_for_best_model: answers are scored without a loss; use f1 or exact_match",
+        )
         _refuse(
             metric not in metrics, f"--metric_for_best_model: no such score: {metric!r}{suggestion(metric, metrics)}"
         )

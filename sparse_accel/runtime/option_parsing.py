@@ -15,15 +15,20 @@ from sparse_accel.recipe import shipped
 from sparse_accel.runtime.option_checks import validate
 from sparse_accel.runtime.options import (
     BOOLEAN_WORDS,
+    LOWER_IS_BETTER,
     METRICS,
+    TEXT,
     TRUE_WORDS,
     TrainOptions,
+    default_of,
     flag_fields,
     flag_names,
+    has_task,
     kind_name,
     value_kinds,
 )
 from sparse_accel.runtime.refused_options import LOCAL_RANK_FLAG, REFUSED_FLAGS, refusal_message
+from sparse_accel.tasks.glue import glue_task
 from sparse_accel.zoo.resolving import Kind, Resolution, open_zoo, resolve
 from sparse_accel.zoo.stubs import is_stub
 
@@ -44,15 +49,15 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if args_file is not None:
-        for name, value in _read_mapping(Path(args_file)).items():
+        for name, value in _read_mapping(Path(args_file), task).items():
             given[name], sources[name] = value, f"{args_file}: {name}"
         if given.pop("task", task) != task:
             raise OptionError(f"{args_file}: task: the command is for {task}")
     for spelling, value in flags.items():
-        flag = canonical(spelling, value, f"--{spelling}")
+        flag = canonical(spelling, value, f"--{spelling}", task)
         if flag is not None:
             given[flag], sources[flag] = value, f"--{spelling}"
-    entries = {entry.name: entry for entry in flag_fields()}
+    entries = {entry.name: entry for entry in flag_fields(task)}
     values = {name: _convert(entries[name], raw, sources[name]) for name, raw in given.items()}
     missing = [entry.name for entry in entries.values() if entry.default is MISSING and entry.name not in given]
     if missing:
@@ -82,14 +87,24 @@ def _without_stubs(options: TrainOptions) -> TrainOptions:
 
 def _completed(options: TrainOptions) -> TrainOptions:
     """The defaults that depend on other options, filled in as Hugging Face's TrainingArguments does."""
+    own = {
+        entry.name: default_of(entry, options.task)
+        for entry in flag_fields(options.task)
+        if entry.name not in options.explicit and options.task in entry.metadata["task_defaults"]
+    }
+    if own:
+        options = replace(options, **own)
+    if options.streaming and "validation_split_percentage" not in options.explicit:
+        options = replace(options, validation_split_percentage=None)  # nothing is held out of a stream
     if options.eval_strategy != "no":
         options = replace(options, do_eval=True)
     if options.eval_strategy == "steps" and options.eval_steps is None:
         options = replace(options, eval_steps=options.logging_steps)
     if options.load_best_model_at_end and options.metric_for_best_model is None:
-        options = replace(options, metric_for_best_model=METRICS[options.task][0])
+        options = replace(options, metric_for_best_model=_usual_metric(options))
     if options.metric_for_best_model is not None and options.greater_is_better is None:
-        options = replace(options, greater_is_better=True)
+        metric = options.metric_for_best_model.removeprefix("eval_")
+        options = replace(options, greater_is_better=metric not in LOWER_IS_BETTER)
     if options.pad_to_max_length is None and (options.distill_include_padding or options.observe_padding):
         # Where padding takes part its amount matters: SparseML's is meant.
         options = replace(options, pad_to_max_length=True)
@@ -98,20 +113,33 @@ def _completed(options: TrainOptions) -> TrainOptions:
     return options
 
 
-def canonical(name: str, value: Any, where: str) -> str | None:
+def _usual_metric(options: TrainOptions) -> str:
+    """What tells the best checkpoint: the first metric of the task, or of GLUE's."""
+    if options.task == TEXT and options.task_name is not None:
+        return glue_task(options.task_name).metrics[0]
+    return METRICS[options.task][0]
+
+
+def canonical(name: str, value: Any, where: str, task: str) -> str | None:
     """The field that a flag's spelling stands for; None for a flag that is not offered but whose value asks for what
-    happens anyway. Raises OptionError for an unknown flag, with the nearest names, and for a refused one, with the
-    reason."""
+    happens anyway. Raises OptionError for an unknown flag, with the nearest names, for another task's, and for a refused
+    one, with the reason."""
     spelling = name.replace("-", "_")
     names = flag_names()
     if spelling in names:
-        return names[spelling]
+        entry = next(entry for entry in flag_fields() if entry.name == names[spelling])
+        if has_task(entry, task):
+            return entry.name
+        if str(value).lower() in ("false", "none", ""):
+            return None
+        raise OptionError(f"{where}: belongs to {' and '.join(entry.metadata['tasks'])}; {task} has no use for it")
     if spelling == LOCAL_RANK_FLAG or spelling in REFUSED_FLAGS:
         message = refusal_message(spelling, "none" if value is None else str(value), os.environ.get("LOCAL_RANK"))
         if message is None:
             return None
         raise OptionError(message if where == f"--{name}" else f"{where}: {message}")
-    raise OptionError(f"{where}: no such option{did_you_mean(spelling, names)}")
+    own = [spelling for entry in flag_fields(task) for spelling in (entry.name, *entry.metadata["aliases"])]
+    raise OptionError(f"{where}: no such option{did_you_mean(spelling, own)}")
 
 
 def did_you_mean(spelling: str, names: Collection[str]) -> str:
@@ -120,7 +148,7 @@ def did_you_mean(spelling: str, names: Collection[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else "; `--help` lists them all"
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path, task: str) -> dict[str, Any]:
     """The options in a JSON or YAML file, by field name; the keys' order and spelling are the writer's."""
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise OptionError(f"{path}: a file of options ends in .json, .yaml or .yml")
@@ -135,7 +163,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for key, value in pairs:
         where = f"{path}: {key}"
-        name = key if key == "task" else canonical(key, value, where)
+        name = key if key == "task" else canonical(key, value, where, task)
         if name in given:
             raise OptionError(f"{where}: {name} is given twice")
         # A null leaves an option out, as in Hugging Face's files.

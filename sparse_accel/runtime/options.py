@@ -15,6 +15,8 @@ from sparse_accel.zoo.resolving import Resolution
 GROUP_RUN: Final = "What to run"
 GROUP_DATA: Final = "Data"
 GROUP_ANSWERS: Final = "Questions and answers"
+GROUP_LABELS: Final = "Columns and labels"
+GROUP_MASKING: Final = "Text and masks"
 GROUP_RECIPE: Final = "Recipe and teacher"
 GROUP_MODEL: Final = "Model and tokenizer"
 GROUP_OPTIMIZER: Final = "Batches, optimizer and schedule (a recipe wins where it speaks)"
@@ -43,9 +45,31 @@ TRACKERS: Final = {
     "trackio": "trackio",
 }
 
+QA: Final = "question_answering"
+TEXT: Final = "text_classification"
+TOKEN: Final = "token_classification"
+MLM: Final = "masked_language_modeling"
+
 # What an evaluation of each task reports, without the prefix `eval_`; the first is the default of
-# `--metric_for_best_model`.
-METRICS: Final = {"question_answering": ("f1", "exact_match")}
+# `--metric_for_best_model`. Which of them a data set has depends on its labels.
+METRICS: Final = {
+    QA: ("f1", "exact_match"),
+    TEXT: (
+        "accuracy",
+        "f1",
+        "f1_macro",
+        "f1_micro",
+        "matthews_correlation",
+        "pearson",
+        "spearmanr",
+        "mse",
+        "combined_score",
+        "loss",
+    ),
+    TOKEN: ("f1", "precision", "recall", "accuracy", "loss"),
+    MLM: ("loss", "perplexity", "accuracy"),
+}
+LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "mse"})
 METRICS_WITH_NEGATIVES: Final = (
     "f1",
     "exact",
@@ -74,9 +98,13 @@ def _option(
     maximum: float | None = None,
     below: float | None = None,
     shapes_weights: bool = True,
+    tasks: tuple[str, ...] = (),
+    task_defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """One field. `minimum` and `maximum` are allowed values, `above` and `below` are not; `shapes_weights` is False for
-    an option that may change between a run and its continuation, because the trained weights do not depend on it."""
+    an option that may change between a run and its continuation, because the trained weights do not depend on it.
+    `tasks` are those that have the option, all of them where it is empty; `task_defaults` are what it is where a task
+    differs from `default`."""
     metadata = {
         "help": help_text,
         "group": group,
@@ -87,6 +115,8 @@ def _option(
         "maximum": maximum,
         "below": below,
         "shapes_weights": shapes_weights,
+        "tasks": tasks,
+        "task_defaults": task_defaults or {},
     }
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
@@ -161,7 +191,7 @@ class TrainOptions:
     # ---- data
     dataset_name: str | None = _option("Data set on the hub, instead of files.", GROUP_DATA, None)
     dataset_config_name: str | None = _option("Configuration of --dataset_name.", GROUP_DATA, None)
-    train_file: str | None = _option("Training data: .json, .jsonl, .csv or .parquet.", GROUP_DATA, None)
+    train_file: str | None = _option("Training data: .json, .jsonl, .csv, .tsv or .parquet.", GROUP_DATA, None)
     validation_file: str | None = _option("Validation data.", GROUP_DATA, None, shapes_weights=False)
     test_file: str | None = _option("Test data for --do_predict.", GROUP_DATA, None, shapes_weights=False)
     max_train_samples: int | None = _option("Use only the first N training samples.", GROUP_DATA, None, minimum=1)
@@ -171,8 +201,27 @@ class TrainOptions:
     max_predict_samples: int | None = _option(
         "Use only the first N test samples.", GROUP_DATA, None, minimum=1, shapes_weights=False
     )
-    max_seq_length: int = _option(
-        "Tokens per window; capped at what the model and its tokenizer can take.", GROUP_DATA, 384, minimum=8
+    validation_split_percentage: int | None = _option(
+        "Without validation data: hold this percentage of the training rows out for it, chosen by chance and the same each"
+        " time.",
+        GROUP_DATA,
+        None,
+        above=0,
+        below=100,
+        task_defaults={MLM: 5},
+    )
+    validation_ratio: float | None = _option(
+        "The same as a share: 0.1 is 10 percent.", GROUP_DATA, None, above=0, below=1, tasks=(TEXT,)
+    )
+    streaming: bool = _option(
+        "Read and tokenize while training, for data that does not fit in memory.", GROUP_DATA, False, tasks=(MLM,)
+    )
+    max_seq_length: int | None = _option(
+        "Tokens of the longest feature; capped at what the model and its tokenizer can take.",
+        GROUP_DATA,
+        None,
+        minimum=8,
+        task_defaults={QA: 384, TEXT: 384},
     )
     pad_to_max_length: bool | None = _option(
         "True pads every window to --max_seq_length, as SparseML did: the same losses, since padding is masked out, only"
@@ -208,21 +257,110 @@ class TrainOptions:
     )
     dataloader_drop_last: bool = _option("Leave out an epoch's last batch when it is not full.", GROUP_DATA, False)
 
+    # ---- columns and labels
+    task_name: str | None = _option(
+        "text_classification: a task of GLUE, for its columns and metrics (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb,"
+        " wnli). token_classification: the labels are in the column NAME_tags; ner when left out.",
+        GROUP_LABELS,
+        None,
+        tasks=(TEXT, TOKEN),
+        task_defaults={TOKEN: "ner"},
+    )
+    input_column_names: str | None = _option(
+        "The column with the text, or two of them, separated by a comma. Left out: those of GLUE, else the first that are no"
+        " label.",
+        GROUP_LABELS,
+        None,
+        tasks=(TEXT,),
+    )
+    text_column_name: str | None = _option(
+        "The column with the words (token_classification) or the text. Left out: tokens or text, else the first.",
+        GROUP_LABELS,
+        None,
+        tasks=(TOKEN, MLM),
+    )
+    label_column_name: str | None = _option(
+        "The column with the labels.", GROUP_LABELS, None, tasks=(TEXT, TOKEN), task_defaults={TEXT: "label"}
+    )
+    eval_on_test: bool = _option(
+        "Score on the test data instead of the validation data.",
+        GROUP_LABELS,
+        False,
+        tasks=(TEXT,),
+        shapes_weights=False,
+    )
+    label_all_tokens: bool = _option(
+        "Give every piece of a word its label, not the first piece alone.", GROUP_LABELS, False, tasks=(TOKEN,)
+    )
+    return_entity_level_metrics: bool = _option(
+        "Precision, recall and F1 of each class of entities too.",
+        GROUP_LABELS,
+        False,
+        tasks=(TOKEN,),
+        shapes_weights=False,
+    )
+
+    # ---- text and masks
+    dataset_name_2: str | None = _option("A second data set, put behind the first.", GROUP_MASKING, None, tasks=(MLM,))
+    dataset_config_name_2: str | None = _option("Configuration of --dataset_name_2.", GROUP_MASKING, None, tasks=(MLM,))
+    line_by_line: bool = _option(
+        "Every line is a feature of its own; else all text is put together and cut into features of --max_seq_length.",
+        GROUP_MASKING,
+        False,
+        tasks=(MLM,),
+    )
+    mlm_probability: float = _option(
+        "Share of the tokens that the model must restore.", GROUP_MASKING, 0.15, above=0, below=1, tasks=(MLM,)
+    )
+    whole_word_mask: bool = _option(
+        "Choose whole words, with all of their pieces, rather than single tokens.", GROUP_MASKING, False, tasks=(MLM,)
+    )
+    distill_top_k: int = _option(
+        "Compare the student with the teacher's K likeliest tokens and all others together, to save memory; 0: with the whole"
+        " vocabulary.",
+        GROUP_MASKING,
+        0,
+        minimum=0,
+        tasks=(MLM,),
+    )
+    model_type: str | None = _option(
+        "Start from random weights of this architecture (bert, roberta, ...) instead of --model_name_or_path.",
+        GROUP_MASKING,
+        None,
+        tasks=(MLM,),
+    )
+    config_overrides: str | None = _option(
+        "With --model_type: values of its config, as hidden_size=128,num_hidden_layers=2.",
+        GROUP_MASKING,
+        None,
+        tasks=(MLM,),
+    )
+
     # ---- questions and answers
     doc_stride: int = _option(
-        "Tokens that neighbouring windows of a long passage share.", GROUP_ANSWERS, 128, minimum=0
+        "Tokens that neighbouring windows of a long passage share.", GROUP_ANSWERS, 128, minimum=0, tasks=(QA,)
     )
-    version_2_with_negative: bool = _option("Some questions have no answer (SQuAD v2).", GROUP_ANSWERS, False)
+    version_2_with_negative: bool = _option(
+        "Some questions have no answer (SQuAD v2).", GROUP_ANSWERS, False, tasks=(QA,)
+    )
     null_score_diff_threshold: float = _option(
         "Answer with nothing when its score beats the best span's by more than this (SQuAD v2).",
         GROUP_ANSWERS,
         0.0,
         shapes_weights=False,
+        tasks=(QA,),
     )
     n_best_size: int = _option(
-        "Candidates kept per question in nbest_predictions.json.", GROUP_ANSWERS, 20, minimum=1, shapes_weights=False
+        "Candidates kept per question in nbest_predictions.json.",
+        GROUP_ANSWERS,
+        20,
+        minimum=1,
+        shapes_weights=False,
+        tasks=(QA,),
     )
-    max_answer_length: int = _option("Longest answer, in tokens.", GROUP_ANSWERS, 30, minimum=1, shapes_weights=False)
+    max_answer_length: int = _option(
+        "Longest answer, in tokens.", GROUP_ANSWERS, 30, minimum=1, shapes_weights=False, tasks=(QA,)
+    )
 
     # ---- recipe and teacher
     recipe: str | None = _option(
@@ -454,7 +592,7 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values; `load_options` reads the same mapping back from a file."""
-        values = {name: self.typed(name) for name in ("task", *(entry.name for entry in flag_fields()))}
+        values = {name: self.typed(name) for name in ("task", *(entry.name for entry in flag_fields(self.task)))}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def typed(self, name: str) -> Any:
@@ -464,16 +602,27 @@ class TrainOptions:
     def identity(self) -> dict[str, Any]:
         """The options on which the trained weights depend, as JSON values: two runs with equal identities are the same
         run, so that one may continue the other's checkpoints."""
-        shaping = {entry.name for entry in flag_fields() if entry.metadata["shapes_weights"]}
+        shaping = {entry.name for entry in flag_fields(self.task) if entry.metadata["shapes_weights"]}
         given = {name: value for name, value in self.to_json().items() if name == "task" or name in shaping}
         # A catalogue may change between two runs. What a recipe says is compared anyway.
         models = {name: resolution.value for name, resolution in self.stubs.items() if name != "recipe"}
         return given | ({"zoo stubs stand for": models} if models else {})
 
 
-def flag_fields() -> list[Field[Any]]:
-    """The fields that are flags, in the order of the class."""
-    return [entry for entry in fields(TrainOptions) if "help" in entry.metadata]
+def flag_fields(task: str | None = None) -> list[Field[Any]]:
+    """The fields that are flags, in the order of the class; those of one task, if it is named."""
+    flags = [entry for entry in fields(TrainOptions) if "help" in entry.metadata]
+    return [entry for entry in flags if task is None or has_task(entry, task)]
+
+
+def has_task(entry: Field[Any], task: str) -> bool:
+    """Whether a task has the flag."""
+    return not entry.metadata["tasks"] or task in entry.metadata["tasks"]
+
+
+def default_of(entry: Field[Any], task: str) -> Any:
+    """What a flag is where nobody says otherwise."""
+    return entry.metadata["task_defaults"].get(task, entry.default)
 
 
 def flag_names() -> dict[str, str]:
@@ -513,9 +662,9 @@ def describe_command(options: TrainOptions, program: str = "sparse_accel") -> st
     """The shell command that gives these options: what was set or differs from the defaults, in the order of the
     class."""
     words = [program, "train", options.task]
-    for entry in flag_fields():
+    for entry in flag_fields(options.task):
         value = options.typed(entry.name)
-        if value == entry.default and entry.name not in options.explicit:
+        if value == default_of(entry, options.task) and entry.name not in options.explicit:
             continue
         words.append(f"--{entry.name}")
         if value is True and is_switch(entry):

@@ -24,6 +24,7 @@ from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import Reading, TrainState, read_window
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.collating import Collate
 from sparse_accel.timeline import Clock
 
 
@@ -48,6 +49,7 @@ class Run:
     session: Session
     state: TrainState
     data: TaskData
+    collate: Collate
     recipe_text: str
     tokenizer: Any
     screen: tracking.Screen
@@ -146,7 +148,8 @@ class Run:
             "phase": PHASE_NAMES[current_phase(session.module)],
             **session.recipe.metrics(session, last),
         }
-        self.line = Line(reading, self._status(clock), values)
+        pruned = f"  sparsity {values['sparsity']:.1%}" if "sparsity" in values else ""
+        self.line = Line(reading, self._status(clock) + pruned, values)
 
     def write_line(self) -> None:
         """Write the line that was begun, if there is one. Raises InvariantError for a loss that is not finite."""
@@ -173,12 +176,12 @@ class Run:
         self.evaluation = evaluate(
             self.session,
             self.data.validation,
-            self.data.collate,
+            self.collate,
             prefix="eval",
             on_batch=self.screen.batches("evaluating"),
         )
         self.evaluated_step = state.clock.step
-        line = finishing.headline(self.evaluation.metrics)
+        line = finishing.headline(self.evaluation.metrics, self.options.task)
         if not self.options.do_train:
             self.screen.say(line)
             return self.evaluation

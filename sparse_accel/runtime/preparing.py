@@ -18,6 +18,7 @@ from sparse_accel.compress.ranges import keep_weights
 from sparse_accel.errors import OptionError, RecipeError
 from sparse_accel.folders.trained import load_ranges, trained_plan
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
+from sparse_accel.modifiers.gradual_pruning import FROM_PARAM, GradualPruning
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, outputs, setup, tracking
@@ -26,29 +27,34 @@ from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.compiling import check_compile, compile_blocks, require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import TrainState
 from sparse_accel.session import Session, Teacher
 from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import Task, TaskData
-from sparse_accel.tasks.collating import PackedCollator
+from sparse_accel.tasks.collating import Collate, PackedCollator
 from sparse_accel.timeline import Clock
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a command names, read and found to fit together; `model` carries its masks and quantizers."""
+    """What a command names, read and found to fit together; `model` carries its masks and quantizers. `collate` lays batches
+    out as the run wants them, `data.collate` pads them."""
 
     task: Task
     tokenizer: Any
     model: Any
     data: TaskData
+    collate: Collate
     teacher: LoadedTeacher | None
     plan: CompressionPlan
     census: Census
     grouping: str
     notes: list[str]
+    # What the model takes beside the inputs of its forward.
+    more_inputs: frozenset[str] = frozenset()
 
 
 def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, screen: tracking.Screen) -> Run:
@@ -59,6 +65,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     epochs = setup.num_epochs(options, recipe)
     recipe.check(epochs)
     refuse_hopeless_quantization(options, recipe)
+    refuse_released_masks(options, recipe)
     output_dir, recipe_text = Path(options.output_dir), recipe.to_yaml() if recipe.modifiers else ""
     command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
     command["precision"] = backend.precision  # the launcher may have chosen it
@@ -76,7 +83,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     if start.checkpoint is not None:
         options, regrouped = keep_step_size(options, start.checkpoint, accelerator)
     parts = read_parts(options, recipe, accelerator)
-    loader = build_loader(options, parts, accelerator)
+    loader = build_loader(options, parts, epochs, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
     last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
     if loader is not None:
@@ -96,7 +103,14 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     teacher = None
     if parts.teacher is not None and loader is not None:
         asking = Asking(
-            options, recipe, parts.task, parts.model, accelerator, backend.precision, sum(disk_needs), screen
+            replace(options, max_seq_length=parts.data.collate.max_length),
+            recipe,
+            parts.task,
+            parts.model,
+            accelerator,
+            backend.precision,
+            sum(disk_needs),
+            screen,
         )
         teacher = settle(parts.teacher, asking, loader, last_step)
 
@@ -130,6 +144,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
         session=session,
         state=state,
         data=parts.data,
+        collate=parts.collate,
         recipe_text=recipe_text,
         tokenizer=parts.tokenizer,
         screen=screen,
@@ -159,15 +174,22 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     """Load tokenizer, model, data and teacher, and give the model its masks and quantizers."""
     task = resolve_task(options.task)
     tokenizer = setup.load_student_tokenizer(options)
-    model, notes = setup.load_student(options, task)
     with accelerator.local_main_process_first():  # the others find the features in the cache
-        data = task.load(options, tokenizer, max_positions=setup.max_positions(model))
+        data = setup.read_data(options, task, tokenizer)
+    model, notes = setup.load_student(options, task, data.head)
     collate, grouping, batching_notes = setup.choose_batching(options, task, model, data.collate, accelerator)
     teacher, teacher_note = setup.load_teacher(
-        options, recipe, task, model, tokenizer, is_packed=isinstance(collate, PackedCollator)
+        options,
+        recipe,
+        task,
+        model,
+        tokenizer,
+        is_packed=isinstance(collate, PackedCollator),
+        max_length=data.collate.max_length,
     )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
+    setup.share_pruning(plan, accelerator)
     if options.quantized_attention == "fused" and not plan.fuse_attention():
         notes.append("--quantized_attention fused has no effect: the recipe quantizes no attention products")
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
@@ -177,30 +199,37 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     install(model, plan, observe_padding=options.observe_padding, positions=positions)
     if trained is not None:
         load_ranges(options.model_name_or_path, model)
+    collate, more_inputs = setup.choose_head_rows(
+        task, model, collate, plan, accelerator, is_distilled=teacher is not None
+    )
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     notes += [*storage_notes, *batching_notes]
-    return Parts(task, tokenizer, model, replace(data, collate=collate), teacher, plan, census, grouping, notes)
+    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes, more_inputs)
 
 
-def build_loader(options: TrainOptions, parts: Parts, accelerator: Accelerator) -> StepLoader | None:
+def build_loader(
+    options: TrainOptions, parts: Parts, epochs: float, accelerator: Accelerator
+) -> StepLoader | StreamLoader | None:
     """The training batches of this rank; None where nothing is trained."""
     if not options.do_train:
         return None
-    return setup.build_loader(options, parts.data.train, parts.data.collate, parts.grouping, parts.task, accelerator)
+    if parts.data.stream is not None:
+        return setup.build_stream_loader(options, parts.data.stream, parts.collate, parts.task, epochs, accelerator)
+    return setup.build_loader(options, parts.data.train, parts.collate, parts.grouping, parts.task, accelerator)
 
 
 def build_session(
     options: TrainOptions,
     recipe: Recipe,
     parts: Parts,
-    loader: StepLoader | None,
+    loader: StepLoader | StreamLoader | None,
     teacher: Teacher | None,
     total_steps: int,
     accelerator: Accelerator,
     backend: Backend,
 ) -> Session:
     """Shard the model and put all that the loop needs into one place."""
-    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys)
+    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys) | parts.more_inputs
     build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
@@ -238,7 +267,9 @@ def build_session(
     )
 
 
-def check_disk(options: TrainOptions, parts: Parts, loader: StepLoader | None, last_step: int) -> list[str]:
+def check_disk(
+    options: TrainOptions, parts: Parts, loader: StepLoader | StreamLoader | None, last_step: int
+) -> list[str]:
     """Raise OutputError when the disk cannot even hold the final model and a checkpoint; a warning when it is tight."""
     checkpoint_bytes, final_bytes = checkpoint_and_final_bytes(options, parts)
     warning = outputs.check_disk(
@@ -263,6 +294,15 @@ _SPARSE = 0.05
 def lost_sparsity(options: TrainOptions, recipe: Recipe, census: Census) -> list[str]:
     """A warning where a run is not the sparse transfer that it looks like."""
     holds = recipe.has(ConstantPruningModifier)
+    gradual = recipe.of(GradualPruning)
+    if options.do_train and census.sparsity > _SPARSE and gradual:
+        low = [m for m in gradual if isinstance(m.init_sparsity, float) and m.init_sparsity < census.sparsity]
+        return [
+            f"{recipe.where(modifier)}: {type(modifier).__name__}: begins at {modifier.init_sparsity:.1%}, but the model is sparse "
+            f"already ({census.sparsity:.1%} of its prunable weights are zero): training will revive the other zeros; "
+            f"init_sparsity: {FROM_PARAM} begins with all of them"
+            for modifier in low
+        ]
     if options.do_train and not options.one_shot and census.sparsity > _SPARSE and not holds:
         return [
             f"the model is sparse ({census.sparsity:.1%} of its prunable weights are zero) and nothing holds its zeros: training "
@@ -276,7 +316,7 @@ def lost_sparsity(options: TrainOptions, recipe: Recipe, census: Census) -> list
     return []
 
 
-def num_checkpoints(options: TrainOptions, loader: StepLoader | None, last_step: int) -> int:
+def num_checkpoints(options: TrainOptions, loader: StepLoader | StreamLoader | None, last_step: int) -> int:
     """How many checkpoints will lie in the folder at the end."""
     if loader is None or options.one_shot or options.save_strategy == "no" or not last_step:
         return 0
@@ -304,12 +344,12 @@ def open_trackers(
 
 
 def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: Accelerator, backend: Backend) -> str:
-    features = len(parts.data.train) if parts.data.train is not None else 0
+    data = f"{len(parts.data.train):,} features" if parts.data.train is not None else "streamed text"
     precision = backend.precision if backend.precision != "no" else "fp32"
     count = accelerator.num_processes
     processes = "1 process" if count == 1 else f"{count} processes ({backend.name})"
     return (
-        f"{features:,} features, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
+        f"{data}, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
         f"steps; {processes} on {accelerator.device.type}, {precision}"
     )
 
@@ -321,6 +361,16 @@ def refuse_late_quantization(recipe: Recipe, clock: Clock, total_steps: int) -> 
             raise RecipeError(
                 f"QuantizationModifier: start_epoch {modifier.start_epoch} lies after the start of the run's last step "
                 f"(epoch {(total_steps - 1) / clock.steps_per_epoch:.4g}), so that nothing would be quantized",
+                recipe.where(modifier),
+            )
+
+
+def refuse_released_masks(options: TrainOptions, recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe that, in one shot, would let go of the zeros that it makes."""
+    for modifier in recipe.of(GradualPruning):
+        if options.one_shot and not modifier.leave_enabled:
+            raise RecipeError(
+                f"{type(modifier).__name__}: leave_enabled must be true with --one_shot: nothing would be pruned at its end",
                 recipe.where(modifier),
             )
 

@@ -31,7 +31,6 @@ _DDP: Final = Refusal(
 )
 _TPU: Final = Refusal("TPUs are not supported", (*_OFF, "-1"))
 _GENERATION: Final = Refusal("it belongs to SparseML's text_generation command, which is not offered", _OFF)
-_CLASSIFICATION: Final = Refusal("question answering has no such input; it belongs to another task's command", _OFF)
 _LOADER: Final = Refusal("the loader's other settings are fixed; --dataloader_num_workers is the one to turn", _OFF)
 _COMPILE: Final = Refusal("--compile compiles in the one way that is offered; leave this out", _OFF)
 _CONSOLE: Final = Refusal(
@@ -60,7 +59,9 @@ REFUSED_FLAGS: Final[dict[str, Refusal]] = {
     "trust_remote_code": Refusal(
         "no code from a model folder or the hub is run; use a model that transformers has itself", _OFF
     ),
-    "use_fast_tokenizer": Refusal("answers are found by character offsets, which only fast tokenizers give", _ON),
+    "use_fast_tokenizer": Refusal(
+        "words and answers are found by character offsets, which only fast tokenizers give", _ON
+    ),
     "token": Refusal(
         "a token on a command line ends up in logs; log in with `hf auth login` or set HF_TOKEN, then pass"
         " --use_auth_token"
@@ -86,18 +87,7 @@ REFUSED_FLAGS: Final[dict[str, Refusal]] = {
     "distill_temperature": Refusal(
         "it is the recipe's: --recipe_args '{\"distill_temperature\": ...}' where it is a variable"
     ),
-    "task": Refusal("the task is a word of the command: sparse_accel train question_answering"),
-    # the data of other tasks
-    "task_name": _CLASSIFICATION,
-    "label_column_name": _CLASSIFICATION,
-    "text_column_name": _CLASSIFICATION,
-    "input_column_names": _CLASSIFICATION,
-    "validation_ratio": Refusal("give the held-out part as a file of its own: --validation_file", _OFF),
-    "validation_split_percentage": Refusal("give the held-out part as a file of its own: --validation_file", _OFF),
-    "eval_on_test": Refusal("pass the test file as --validation_file", _OFF),
-    "line_by_line": _CLASSIFICATION,
-    "mlm_probability": _CLASSIFICATION,
-    "streaming": Refusal("windows are counted before the start, so the data is read whole", _OFF),
+    "task": Refusal("the task is a word of the command, such as sparse_accel train question_answering"),
     # optimizer and schedule
     "optim_args": Refusal("optimizers run with --learning_rate, --weight_decay and the --adam_* flags only", _OFF),
     "optim_target_modules": Refusal("it belongs to optimizers that are not offered (GaLore and the like)", _OFF),
@@ -105,9 +95,7 @@ REFUSED_FLAGS: Final[dict[str, Refusal]] = {
     "lr_scheduler_kwargs": Refusal(
         "write the course of the learning rate into a recipe (LearningRateFunctionModifier)", (*_OFF, "{}")
     ),
-    "label_smoothing_factor": Refusal(
-        "the Trainer does not apply it to question answering either; leave it out", ("0", "0.0")
-    ),
+    "label_smoothing_factor": Refusal("losses are the plain ones of SparseML; leave it out", ("0", "0.0")),
     "neftune_noise_alpha": Refusal("noise on embeddings is not offered; leave it out", (*_OFF,)),
     "auto_find_batch_size": Refusal(
         "results may not depend on free memory; lower --per_device_train_batch_size and raise"
@@ -124,13 +112,13 @@ REFUSED_FLAGS: Final[dict[str, Refusal]] = {
     "past_index": Refusal("it belongs to models with a memory of the past, which are not offered", ("-1",)),
     # evaluation and checkpoints
     "eval_accumulation_steps": Refusal("predictions leave the device after every batch already; leave it out", ("1",)),
-    "prediction_loss_only": Refusal("EM and F1 need the predictions; leave it out", _OFF),
+    "prediction_loss_only": Refusal("scores need the predictions; leave it out", _OFF),
     "eval_on_start": Refusal("score the model before training in a run of its own, with --do_eval alone", _OFF),
     "eval_do_concat_batches": Refusal("predictions of all batches are put together; leave it out", _ON),
     "eval_use_gather_object": Refusal("predictions are tensors and gathered as such; leave it out", _OFF),
-    "batch_eval_metrics": Refusal("EM and F1 need all predictions at once; leave it out", _OFF),
-    "include_inputs_for_metrics": Refusal("metrics see questions and contexts already; leave it out", _OFF),
-    "include_for_metrics": Refusal("metrics see questions and contexts already; leave it out", _OFF),
+    "batch_eval_metrics": Refusal("scores need all predictions at once; leave it out", _OFF),
+    "include_inputs_for_metrics": Refusal("metrics see the examples already; leave it out", _OFF),
+    "include_for_metrics": Refusal("metrics see the examples already; leave it out", _OFF),
     "save_safetensors": Refusal("weights are always saved as safetensors", _ON),
     "save_only_model": Refusal(
         "checkpoints always hold what continuing takes; bound them with --save_total_limit", _OFF

@@ -30,7 +30,8 @@ from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized
 from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
-from sparse_accel.folders.loading import has_tokenizer, load_model, load_tokenizer
+from sparse_accel.folders.head_rows import ROWS, hook_head, let_head_choose
+from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.folders.whole_weights import whole_weights
@@ -51,12 +52,14 @@ from sparse_accel.runtime.launch import (
     process_group_error,
 )
 from sparse_accel.runtime.option_checks import without_effect
-from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.options import TEXT, TOKEN, TrainOptions
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import LoadedTeacher
-from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy, label_order
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
-from sparse_accel.tasks.collating import Collate, PackedCollator
+from sparse_accel.tasks.base import Stream, TaskData
+from sparse_accel.tasks.collating import Collate, Collator, PackedCollator
 
 # Strategies of accelerate that this version knows.
 _OFFERED = (
@@ -229,10 +232,26 @@ def idle_options(options: TrainOptions, recipe: Recipe) -> list[str]:
     return idle
 
 
-def load_student(options: TrainOptions, task: Any) -> tuple[nn.Module, list[str]]:
-    """The student in fp32, and messages about it."""
+def read_data(options: TrainOptions, task: Any, tokenizer: Any) -> TaskData:
+    """The data, as it suits the student, of which the config alone is read: the head depends on the data."""
+    config = load_config(options.config_name or options.model_name_or_path, options, "--model_name_or_path")
+    with torch.device("meta"):
+        outline = task.model_class.from_config(config)
+    data: TaskData = task.load(
+        options, tokenizer, max_positions=max_positions(outline), model_labels=label_names(config)
+    )
+    return data
+
+
+def load_student(options: TrainOptions, task: Any, head: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The student in fp32, with a head as the data wants it, and messages about it."""
     model, missing = load_model(
-        options.model_name_or_path, task, options, "--model_name_or_path", config_name=options.config_name
+        options.model_name_or_path,
+        task,
+        options,
+        "--model_name_or_path",
+        config_name=options.config_name,
+        head=head,
     )
     if missing and not options.do_train:
         raise ModelError(
@@ -316,8 +335,10 @@ def load_teacher(
     tokenizer: Any,
     *,
     is_packed: bool,
+    max_length: int,
 ) -> tuple[LoadedTeacher | None, str | None]:
-    """The teacher, whole on the CPU, or None where none is wanted, and what to tell the user. `is_packed` says what batches it will see.
+    """The teacher, whole on the CPU, or None where none is wanted, and what to tell the user. `is_packed` says what batches
+    it will see, of features of at most `max_length` tokens.
 
     Raises OptionError for a recipe that distils without a word about the teacher, ModelError for one that does not fit.
     """
@@ -351,11 +372,12 @@ def load_teacher(
         )
     teacher_tokenizer = load_tokenizer(wish, teacher_options, "--distill_teacher") if has_tokenizer(wish) else None
     note = let_teacher_pack(teacher, student, task.output_keys) if is_packed else None
-    reads = min(options.max_seq_length, max_positions(student) or options.max_seq_length, tokenizer.model_max_length)
     check_teacher(
-        teacher, student, teacher_tokenizer, tokenizer, wish, max_length=reads, positions=max_positions(teacher)
+        teacher, student, teacher_tokenizer, tokenizer, wish, max_length=max_length, positions=max_positions(teacher)
     )
-    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), note
+    order = label_order(teacher, student, wish) if task.name in (TEXT, TOKEN) else None
+    reordered = dict.fromkeys(task.output_keys, order) if order is not None else {}
+    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish, reordered), note
 
 
 def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
@@ -363,7 +385,8 @@ def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
     if not loads_on_first_rank():
         return frozen_copy(student)
     with whole_weights():
-        return load_model(options.model_name_or_path, task, options, "--model_name_or_path")[0]
+        head = {"id2label": student.config.id2label, "label2id": student.config.label2id}
+        return load_model(options.model_name_or_path, task, options, "--model_name_or_path", head=head)[0]
 
 
 def loads_on_first_rank() -> bool:
@@ -388,6 +411,12 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     plan = CompressionPlan()
     recipe.plan(plan, model)
     return plan
+
+
+def share_pruning(plan: CompressionPlan, accelerator: Accelerator) -> None:
+    """Where pruning begins at a weight's own sparsity, only a process that has the weight knows it: tell the others."""
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        plan.pruned_from_to = on_main(accelerator, lambda: plan.pruned_from_to)
 
 
 def choose_storage(
@@ -423,7 +452,7 @@ def choose_attention(model: Any, plan: CompressionPlan, device: torch.device) ->
 
 
 def choose_batching(
-    options: TrainOptions, task: Any, model: Any, collate: Any, accelerator: Accelerator
+    options: TrainOptions, task: Any, model: Any, collate: Collator, accelerator: Accelerator
 ) -> tuple[Collate, str, list[str]]:
     """How batches are laid out and which features go together (a grouping of the sampler), and what to tell the user where
     that is not what `--batching` says."""
@@ -438,12 +467,37 @@ def choose_batching(
     else:
         obstacle = obstacle_to_packing(model, task.output_keys)
     if obstacle is None:
-        return PackedCollator(collate.pad_values, first_position(model)), "tokens", []
+        packed = PackedCollator(collate.pad_values, first_position(model), collate.token_labels, collate.prepare)
+        return packed, "tokens", []
     return (
         collate,
         "length",
         [f"{obstacle}: batches are padded, each of windows of similar length (--batching grouped)"],
     )
+
+
+def choose_head_rows(
+    task: Any,
+    model: nn.Module,
+    collate: Collate,
+    plan: CompressionPlan,
+    accelerator: Accelerator,
+    *,
+    is_distilled: bool,
+) -> tuple[Collate, frozenset[str]]:
+    """Batches for a head that computes the rows alone that the task reads, and the inputs that the model then takes beside its
+    own; the batches as they are where the task reads all rows, or a teacher or a quantizer's range has to see them."""
+    masked_only = getattr(task, "masked_only", None)
+    if masked_only is None or is_distilled or plan.num_quantizers:
+        return collate, frozenset()
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        # The others have no numbers to try it with.
+        is_able = on_main(accelerator, lambda: let_head_choose(model))
+        if is_able and not accelerator.is_main_process:
+            hook_head(model)
+    else:
+        is_able = let_head_choose(model)
+    return (masked_only(collate, ROWS), frozenset({ROWS})) if is_able else (collate, frozenset())
 
 
 def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> str | None:
@@ -483,6 +537,39 @@ def build_loader(
         task,
         device=accelerator.device,
         num_workers=options.dataloader_num_workers,
+        pin_memory=options.dataloader_pin_memory,
+    )
+
+
+def build_stream_loader(
+    options: TrainOptions, stream: Stream, collate: Collate, task: Any, epochs: float, accelerator: Accelerator
+) -> StreamLoader:
+    """The training batches of this rank from a stream, whose `--max_steps` are all epochs. Raises OptionError where they are
+    no whole number of steps an epoch."""
+    steps_per_epoch = options.max_steps / epochs
+    if steps_per_epoch != int(steps_per_epoch):
+        fewer, more = (int(each(steps_per_epoch) * epochs) for each in (math.floor, math.ceil))
+        raise OptionError(
+            f"--max_steps {options.max_steps}: with --streaming these are the run's {epochs:g} epochs, all of the same length; "
+            f"{' or '.join(str(steps) for steps in (fewer, more) if steps > 0)} steps would be"
+        )
+    size = options.per_device_train_batch_size
+    lanes = StepSampler(
+        num_features=size * accelerator.num_processes * options.gradient_accumulation_steps,
+        micro_batch_size=size,
+        accumulation=options.gradient_accumulation_steps,
+        seed=0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return StreamLoader(
+        stream,
+        collate,
+        task,
+        lanes=lanes,
+        steps_per_epoch=int(steps_per_epoch),
+        device=accelerator.device,
+        reads_ahead=options.dataloader_num_workers > 0,
         pin_memory=options.dataloader_pin_memory,
     )
 

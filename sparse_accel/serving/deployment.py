@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -20,24 +20,46 @@ FORMAT_VERSION: Final = 1
 TORCH: Final = "torch"
 
 # The end of a model class's name -> the task whose head it has.
-_HEADS: Final = {"ForQuestionAnswering": "question_answering"}
+_HEADS: Final = {
+    "ForQuestionAnswering": "question_answering",
+    "ForSequenceClassification": "text_classification",
+    "ForTokenClassification": "token_classification",
+    "ForMaskedLM": "masked_language_modeling",
+}
 # Models that begin to count positions behind the padding index, so that they read that many tokens fewer.
 _SHIFTED_POSITIONS: Final = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet", "xmod"}
 )
 _DEFAULT_LENGTH: Final = 384
+# Tasks whose features are as long as the model reads, where nobody says otherwise, and a length for models without end.
+_WHOLE_LENGTH: Final = frozenset({"token_classification", "masked_language_modeling"})
+_LONG: Final = 512
 _DEFAULT_STRIDE: Final = 128
 # The record that training leaves in its folder, and what it tells of windows.
 _RUN_FILE: Final = "run.json"
 _TRAINING_FACTS: Final = ("max_seq_length", "doc_stride", "version_2_with_negative")
+# The same for tasks that read columns: options of training which say how data is read and scored.
+SETTINGS: Final = (
+    "task_name",
+    "input_column_names",
+    "text_column_name",
+    "label_column_name",
+    "label_all_tokens",
+    "return_entity_level_metrics",
+    "line_by_line",
+    "mlm_probability",
+    "whole_word_mask",
+    "seed",
+)
 _LEAST: Final = {"max_seq_length": 1, "doc_stride": 0, "n_best_size": 1, "max_answer_length": 1, "sequence_length": 1}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """How questions become windows and logits become answers; names and meanings are those of training's options.
+    """How texts become features and logits become answers; names and meanings are those of training's options.
 
-    `sequence_length` is the one length that a graph of fixed shape takes; None: any.
+    `sequence_length` is the one length that a graph of fixed shape takes; None: any. `settings` are further options of the
+    task's own, by name.
     """
 
     max_seq_length: int
@@ -47,6 +69,7 @@ class Facts:
     version_2_with_negative: bool = False
     null_score_diff_threshold: float = 0.0
     sequence_length: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,8 @@ class ServedTokenizer:
     pad_token_id: int | None
     cls_token_id: int | None
     bos_token_id: int | None
+    mask_token_id: int | None
+    unk_token_id: int | None
     pad_token_type_id: int
     padding_side: str
     truncation_side: str
@@ -81,7 +106,8 @@ class Deployment:
     """A folder that can answer: an exported one (`has_graph`) or a plain model folder, which torch runs.
 
     `tokenizer` is a ServedTokenizer or one of transformers. `longest` is the most tokens that the model reads at once, None for
-    no limit; `num_segments` is how many values of `token_type_ids` it knows.
+    no limit; `num_segments` is how many values of `token_type_ids` it knows; `labels` are the names of its classes, None
+    where they have none; `problem_type` is the config's word for their kind.
     """
 
     folder: Path
@@ -91,8 +117,10 @@ class Deployment:
     facts: Facts
     longest: int | None
     num_segments: int
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
 
-    def with_facts(self, **changes: int | float | bool | None) -> Deployment:
+    def with_facts(self, **changes: Any) -> Deployment:
         """The same with other facts; None leaves one as it is. Raises OptionError for a number that cannot be."""
         given = {name: value for name, value in changes.items() if value is not None}
         for name, value in given.items():
@@ -102,7 +130,7 @@ class Deployment:
             raise OptionError(
                 f"--max_seq_length {given['max_seq_length']}: {self.folder} reads at most {self.longest} tokens at once"
             )
-        return replace(self, facts=replace(self.facts, **given))  # type: ignore[arg-type]
+        return replace(self, facts=replace(self.facts, **given))
 
 
 @dataclass(frozen=True)
@@ -117,8 +145,8 @@ class Opened:
 def read_deployment(folder: str | Path) -> Deployment:
     """What is known of a deployment or model folder before its model is opened.
 
-    Facts come from `deployment.json`, else from the training run that wrote the folder, else they are defaults: windows of
-    384 tokens or what the model reads, overlapping by 128 or a third of that. Raises ModelError for a folder that is none,
+    Facts come from `deployment.json`, else from the training run that wrote the folder, else they are defaults: features of
+    384 tokens or what the model reads, windows that overlap by 128 or a third of that. Raises ModelError for a folder that is none,
     and for a task that there is not.
     """
     path = Path(folder)
@@ -131,11 +159,13 @@ def read_deployment(folder: str | Path) -> Deployment:
     tokenizer = _read_tokenizer(path, config)
     limits = [tokenizer.model_max_length, _positions(config), stated.get("sequence_length")]
     longest = min((limit for limit in limits if limit is not None), default=None)
-    length = stated.get("max_seq_length", _DEFAULT_LENGTH)
+    default = _DEFAULT_LENGTH if task not in _WHOLE_LENGTH else _LONG if longest is None or longest > 10**9 else longest
+    length = stated.get("max_seq_length", default)
     length = length if longest is None else min(length, longest)
     facts = {"doc_stride": min(_DEFAULT_STRIDE, length // 3)} | {
         name: value for name, value in stated.items() if name in Facts.__dataclass_fields__
     }
+    facts["settings"] = {name: stated[name] for name in SETTINGS if name in stated}
     return Deployment(
         path,
         task,
@@ -144,14 +174,24 @@ def read_deployment(folder: str | Path) -> Deployment:
         Facts(**{**facts, "max_seq_length": length}),
         longest,
         config.get("type_vocab_size", 2),
+        _label_names(config),
+        config.get("problem_type"),
     )
 
 
+def task_of(folder: str | Path) -> str:
+    """The task of a deployment or model folder; raises ModelError as `read_deployment` does."""
+    path = Path(folder)
+    config = _read_config(path)
+    return _task(path, _read_facts(path / DEPLOYMENT_FILE), config)
+
+
 def training_facts(folder: Path) -> dict[str, Any]:
-    """How the training run that wrote `folder` cut its windows; empty where none left its record."""
+    """How the training run that wrote `folder` read its data; empty where none left its record."""
     try:
         command = json.loads((folder / _RUN_FILE).read_text("utf-8"))["command"]
-        return {name: command[name] for name in _TRAINING_FACTS if command.get(name) is not None}
+        names = (*_TRAINING_FACTS, *SETTINGS)
+        return {name: command[name] for name in names if command.get(name) is not None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -264,6 +304,15 @@ def _task(folder: Path, stated: Mapping[str, Any], config: Mapping[str, Any]) ->
     return found[0]
 
 
+def _label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of a model's classes in their order; None where they are transformers' own stand-ins."""
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        return None
+    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    return None if found == tuple(f"LABEL_{index}" for index in range(len(found))) else found
+
+
 def _positions(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that the model can read, as far as its config tells."""
     positions = config.get("max_position_embeddings")
@@ -298,6 +347,8 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         pad_token_id=token_id("pad_token"),
         cls_token_id=token_id("cls_token"),
         bos_token_id=token_id("bos_token"),
+        mask_token_id=token_id("mask_token"),
+        unk_token_id=token_id("unk_token"),
         pad_token_type_id=settings.get("pad_token_type_id", 0),
         padding_side=settings.get("padding_side", "right"),
         truncation_side=settings.get("truncation_side", "right"),

@@ -7,19 +7,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sparse_accel.errors import OutputError
-from sparse_accel.serving.deployment import Facts, Opened, open_deployment
-from sparse_accel.serving.predicting import OnBatch, check_batch_size, check_engine, run_features
+import numpy as np
+
+from sparse_accel.errors import OptionError, OutputError
+from sparse_accel.serving.deployment import SETTINGS, Deployment, Facts, Opened, open_deployment
+from sparse_accel.serving.engines import Engine
+from sparse_accel.serving.predicting import TASK, OnBatch, check_batch_size, check_engine
 from sparse_accel.tasks import resolve_task
-from sparse_accel.tasks.base import Scored, Task, write_predictions
+from sparse_accel.tasks.base import Scored, Split, Task, write_predictions
+from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.data_settings import DataSettings
+from sparse_accel.tasks.features import length_sorted_batches
 from sparse_accel.tasks.files import write_json
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What to score on; names, defaults and meanings are those of training's options.
+    """What to score on; names, defaults and meanings are those of training's options, each task having its own.
 
     None leaves a fact to the folder: each folder is then scored the way it says that it is to be used.
     """
@@ -34,6 +40,11 @@ class ScoreOptions:
     max_answer_length: int | None = None
     version_2_with_negative: bool | None = None
     null_score_diff_threshold: float | None = None
+    task_name: str | None = None
+    input_column_names: str | None = None
+    text_column_name: str | None = None
+    label_column_name: str | None = None
+    return_entity_level_metrics: bool | None = None
     on_bad_rows: str = "error"
     cache_dir: str | None = None
     overwrite_cache: bool = False
@@ -41,10 +52,11 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class FolderScore:
-    """How one folder did. `seconds` is the model's time alone, over `num_features` windows; metrics are in percent;
-    `notes` are sentences for the person."""
+    """How one folder did. `seconds` is the model's time alone, over `num_features` features; `notes` are sentences for the
+    person."""
 
     folder: Path
+    task: str
     engine: str
     facts: Facts
     scored: Scored
@@ -54,7 +66,7 @@ class FolderScore:
 
     @property
     def features_per_second(self) -> float:
-        """Windows a second."""
+        """Features a second."""
         return self.num_features / self.seconds
 
     @property
@@ -68,7 +80,7 @@ class FolderScore:
             "eval_runtime": round(self.seconds, 4),
             "eval_samples_per_second": round(self.features_per_second, 3),
             "max_seq_length": self.facts.max_seq_length,
-            "doc_stride": self.facts.doc_stride,
+            **({"doc_stride": self.facts.doc_stride} if self.task == TASK else {}),
         }
 
 
@@ -78,10 +90,34 @@ def open_to_score(
     """Open a folder by `engine` (onnxruntime, openvino or torch; left out: by what the folder holds), with the facts that
     `options` change. Raises OptionError and ModelError; the data is not looked at."""
     opened = open_deployment(folder, engine, threads)
+    deployment = opened.deployment
     wanted = {name: getattr(options, name) for name in Facts.__dataclass_fields__ if hasattr(options, name)}
-    opened = replace(opened, deployment=opened.deployment.with_facts(**wanted))
+    _refuse_foreign(deployment, options)
+    named = {name: getattr(options, name, None) for name in SETTINGS}
+    settings = {**deployment.facts.settings, **{name: value for name, value in named.items() if value is not None}}
+    opened = replace(opened, deployment=deployment.with_facts(**wanted, settings=settings))
     check_engine(opened, resolve_task(opened.deployment.task).output_keys)
     return opened
+
+
+# Options that some tasks alone have -> those tasks.
+_OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), (TASK,)),
+    **dict.fromkeys(("version_2_with_negative", "null_score_diff_threshold"), (TASK,)),
+    "task_name": ("text_classification", "token_classification"),
+    "input_column_names": ("text_classification",),
+    "text_column_name": ("token_classification", "masked_language_modeling"),
+    "label_column_name": ("text_classification", "token_classification"),
+    "return_entity_level_metrics": ("token_classification",),
+}
+
+
+def _refuse_foreign(deployment: Deployment, options: ScoreOptions) -> None:
+    for name, owners in _OWNERS.items():
+        if getattr(options, name) is not None and deployment.task not in owners:
+            raise OptionError(
+                f"--{name}: belongs to {' and '.join(owners)}; {deployment.folder} is a model for {deployment.task}"
+            )
 
 
 def score(
@@ -91,22 +127,74 @@ def score(
     check_batch_size(batch_size, "--per_device_eval_batch_size")
     deployment = opened.deployment
     task: Task = resolve_task(deployment.task)
-    data_options = _DataOptions.of(options, deployment.facts)
-    data = task.load(data_options, deployment.tokenizer, max_positions=deployment.longest)
+    data_options = _data_settings(options, deployment.facts)
+    data = task.load(
+        data_options, deployment.tokenizer, max_positions=deployment.longest, model_labels=deployment.labels
+    )
     split = data.validation
     assert split is not None  # do_eval asks for it
-    started = time.perf_counter()
-    outputs = run_features(opened.engine, deployment, split.features, batch_size, task.output_keys, on_batch)
-    seconds = time.perf_counter() - started
+    scored: dict[str, Scored] = {}
+    seconds = 0.0
+    for suffix, part in {"": split, **data.more_validation}.items():
+        started = time.perf_counter()
+        outputs = run_split(opened.engine, deployment, task, part, data.collate, batch_size, on_batch)
+        seconds += time.perf_counter() - started
+        scored[suffix] = task.score(part, outputs, data_options)
     return FolderScore(
         deployment.folder,
+        task.name,
         opened.engine.name,
         deployment.facts,
-        task.score(split, outputs, data_options),
-        len(split.features),
+        _together(scored),
+        sum(len(part.features) for part in (split, *data.more_validation.values())),
         seconds,
         (*opened.notes, *data.notes),
     )
+
+
+def _together(scored: Mapping[str, Scored]) -> Scored:
+    """The scores of several splits by their suffix, as one: the suffix ends the names of metrics and files."""
+    if len(scored) == 1:  # its files may be lazy, and nobody need want them
+        return scored[""]
+    ending = {suffix: f"_{suffix}" if suffix else "" for suffix in scored}
+    return Scored(
+        {f"{name}{ending[suffix]}": value for suffix, one in scored.items() for name, value in one.metrics.items()},
+        {f"{name}{ending[suffix]}": content for suffix, one in scored.items() for name, content in one.files.items()},
+    )
+
+
+def run_split(
+    engine: Engine,
+    deployment: Deployment,
+    task: Task,
+    split: Split,
+    collate: Collator,
+    batch_size: int,
+    on_batch: OnBatch | None = None,
+) -> dict[str, list[np.ndarray]]:
+    """What the task wants to score of a model's outputs, for every feature of `split` in its order."""
+    import torch
+
+    fixed = deployment.facts.sequence_length
+    if fixed is not None:
+        collate = replace(collate, max_length=fixed, pad_to_max_length=True)
+    found: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for indices in length_sorted_batches(split.features.lengths, batch_size):
+        batch = collate(split.features, indices)
+        inputs = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
+        segments = batch.get("token_type_ids")
+        has_segments = deployment.num_segments > 1 and segments is not None
+        inputs["token_type_ids"] = segments.numpy() if has_segments else np.zeros_like(inputs["input_ids"])
+        outputs = {name: torch.from_numpy(value) for name, value in engine(inputs).items()}
+        for key, rows in task.for_scoring(outputs, batch).items():
+            column = found.setdefault(key, [np.empty(0, np.float32)] * len(split.features))
+            for index, row in zip(indices.tolist(), rows, strict=True):
+                column[index] = row
+        done += len(indices)
+        if on_batch is not None:
+            on_batch(done, len(split.features))
+    return found
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -126,35 +214,8 @@ def write_score(output_dir: Path, score: FolderScore) -> None:
     write_predictions(output_dir, "eval", score.scored)
 
 
-@dataclass(frozen=True)
-class _DataOptions:
-    """The options that a task reads, filled for an evaluation."""
-
-    dataset_name: str | None
-    dataset_config_name: str | None
-    validation_file: str | None
-    overwrite_cache: bool
-    max_seq_length: int
-    max_eval_samples: int | None
-    version_2_with_negative: bool
-    null_score_diff_threshold: float
-    doc_stride: int
-    n_best_size: int
-    max_answer_length: int
-    cache_dir: str | None
-    on_bad_rows: str
-    train_file: str | None = None
-    test_file: str | None = None
-    preprocessing_num_workers: int | None = None
-    pad_to_max_length: bool | None = None
-    max_train_samples: int | None = None
-    max_predict_samples: int | None = None
-    do_train: bool = False
-    do_eval: bool = True
-    do_predict: bool = False
-
-    @classmethod
-    def of(cls, options: ScoreOptions, facts: Facts) -> _DataOptions:
-        """The data of `options`, used as `facts` say."""
-        known: Mapping[str, Any] = {**vars(options), **vars(facts)}
-        return cls(**{name: known[name] for name in cls.__dataclass_fields__ if name in known})
+def _data_settings(options: ScoreOptions, facts: Facts) -> DataSettings:
+    """The data of `options`, used as `facts` say."""
+    known: Mapping[str, Any] = {**vars(options), **vars(facts), **facts.settings}
+    given = {name: known[name] for name in DataSettings.__dataclass_fields__ if known.get(name) is not None}
+    return DataSettings(**given, do_eval=True)

@@ -17,9 +17,40 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"question_answering": _question_answering}
+def _text_classification() -> Task:
+    from sparse_accel.tasks.text_classification import TextClassification
 
-ALIASES: dict[str, str] = {"qa": "question_answering"}
+    return TextClassification()
+
+
+def _token_classification() -> Task:
+    from sparse_accel.tasks.token_classification import TokenClassification
+
+    return TokenClassification()
+
+
+def _masked_language_modeling() -> Task:
+    from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
+
+    return MaskedLanguageModeling()
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "question_answering": _question_answering,
+    "text_classification": _text_classification,
+    "token_classification": _token_classification,
+    "masked_language_modeling": _masked_language_modeling,
+}
+
+ALIASES: dict[str, str] = {
+    "qa": "question_answering",
+    "glue": "text_classification",
+    "sequence_classification": "text_classification",
+    "sentiment_analysis": "text_classification",
+    "ner": "token_classification",
+    "mlm": "masked_language_modeling",
+    "masked_lm": "masked_language_modeling",
+}
 
 
 def resolve_task(name: str) -> Task:

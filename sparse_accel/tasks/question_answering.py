@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_accel.errors import DataError, OptionError
+from sparse_accel.errors import DataError
 from sparse_accel.tasks.base import DataOptions, LazyFiles, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features, load_features, save_features
 from sparse_accel.tasks.files import cache_folder
 from sparse_accel.tasks.qa_postprocess import postprocess
 from sparse_accel.tasks.qa_windows import Question, WindowSpec, cut_windows, window_spec
-from sparse_accel.tasks.reading import Row, read_data_set, read_file
+from sparse_accel.tasks.rows import BadRows
+from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.squad_metrics import Reference, squad_v1, squad_v2
-from sparse_accel.tasks.squad_rows import BadRows, Example, check_rows
+from sparse_accel.tasks.squad_rows import Example, check_rows
 
-SplitName = Literal["train", "validation", "test"]
-# The option that turns a split on, and the one that names its file.
-SPLIT_OPTIONS: dict[SplitName, tuple[str, str]] = {
-    "train": ("do_train", "train_file"),
-    "validation": ("do_eval", "validation_file"),
-    "test": ("do_predict", "test_file"),
-}
+# Tokens of a window where nobody says how many.
+_DEFAULT_LENGTH: Final = 384
 
 
 class QuestionAnswering:
@@ -46,11 +42,18 @@ class QuestionAnswering:
 
         return AutoModelForQuestionAnswering
 
-    def load(self, options: DataOptions, tokenizer: Any, *, max_positions: int | None = None) -> TaskData:
+    def load(
+        self,
+        options: DataOptions,
+        tokenizer: Any,
+        *,
+        max_positions: int | None = None,
+        model_labels: Sequence[str] | None = None,
+    ) -> TaskData:
         """See `Task.load`."""
-        _check_options(options)
+        check_data_options(options, {"doc_stride": 0, "n_best_size": 1, "max_answer_length": 1})
         notes: list[str] = []
-        max_length = _max_length(options, tokenizer, max_positions, notes)
+        max_length = longest_feature(options, tokenizer, max_positions, notes, default=_DEFAULT_LENGTH)
         spec = window_spec(tokenizer, max_length=max_length, stride=options.doc_stride, labels=False)
         loader = _Loader(options, spec, notes)
         train = loader.split("train", options.max_train_samples) if options.do_train else None
@@ -93,9 +96,9 @@ class QuestionAnswering:
         """bool [B, S], True on tokens: start and end logits are [B, S], and padding says nothing."""
         return batch["attention_mask"].bool()
 
-    def unpad(self, outputs: Mapping[str, Tensor], attention_mask: Tensor) -> dict[str, list[np.ndarray]]:
-        """See `Task.unpad`; `outputs` has [B, S] logits, `attention_mask` is [B, S]."""
-        keep = attention_mask.bool().cpu().numpy()
+    def for_scoring(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, list[np.ndarray]]:
+        """The logits of each feature's tokens, float32 [T]; `outputs` has [B, S] logits."""
+        keep = batch["attention_mask"].bool().cpu().numpy()
         logits = {key: outputs[key].detach().float().cpu().numpy() for key in self.output_keys}
         return {key: [row[kept] for row, kept in zip(rows, keep, strict=True)] for key, rows in logits.items()}
 
@@ -128,31 +131,6 @@ class QuestionAnswering:
         return Scored(metrics, LazyFiles(files))
 
 
-def _check_options(options: DataOptions) -> None:
-    least = {"max_seq_length": 1, "doc_stride": 0, "n_best_size": 1, "max_answer_length": 1}
-    for name in ("preprocessing_num_workers", "max_train_samples", "max_eval_samples", "max_predict_samples"):
-        if getattr(options, name) is not None:
-            least[name] = 1
-    for name, smallest in least.items():
-        if getattr(options, name) < smallest:
-            raise OptionError(f"--{name} should be {smallest} or more, it is {getattr(options, name)}")
-    if options.on_bad_rows not in ("error", "skip"):
-        raise OptionError(f"--on_bad_rows should be error or skip, it is {options.on_bad_rows!r}")
-    for split, (switch, file) in SPLIT_OPTIONS.items():
-        if getattr(options, switch) and not options.dataset_name and not getattr(options, file):
-            raise OptionError(f"--{switch} needs --{file}, or --dataset_name with a {split} split")
-
-
-def _max_length(options: DataOptions, tokenizer: Any, max_positions: int | None, notes: list[str]) -> int:
-    length = options.max_seq_length
-    limits = {"the tokenizer's model_max_length": tokenizer.model_max_length, "the model's positions": max_positions}
-    for name, limit in limits.items():
-        if limit is not None and limit < length:
-            notes.append(f"max_seq_length {length} is more than {name}, {limit}: {limit} is used")
-            length = int(limit)
-    return length
-
-
 class _Loader:
     """Reads, checks and tokenizes the splits of one run."""
 
@@ -161,10 +139,11 @@ class _Loader:
         self.spec = spec
         self.notes = notes
         self.num_dropped = 0
+        self._reader = SplitReader(options, notes)
 
     def split(self, name: SplitName, max_samples: int | None) -> Split:
         """One split; `max_samples` limits the examples, and then the features that they gave."""
-        rows, source = self._rows(name)
+        rows, source = self._reader.rows(name)
         bad = BadRows(self.options.on_bad_rows)
         examples, notes = check_rows(rows, bad, answers=self._answers_wanted(name))
         self.notes.extend(notes)
@@ -180,18 +159,6 @@ class _Loader:
             self.notes.append(bad.note(source))
             self.num_dropped += len(bad.messages)
         return Split(features.take(max_samples), examples)
-
-    def _rows(self, name: SplitName) -> tuple[list[Row], str]:
-        options = self.options
-        file = getattr(options, SPLIT_OPTIONS[name][1])
-        if options.dataset_name:
-            if file:
-                self.notes.append(
-                    f"--{SPLIT_OPTIONS[name][1]} {file} is not read: --dataset_name {options.dataset_name} comes first"
-                )
-            rows = read_data_set(options.dataset_name, options.dataset_config_name, name, options.cache_dir)
-            return rows, f"{options.dataset_name} ({name})"
-        return read_file(file), str(file)
 
     def _answers_wanted(self, name: SplitName) -> str:
         if name == "test":

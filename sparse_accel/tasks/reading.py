@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Row:
     problem: str | None = None
 
 
-def read_file(path: str | Path) -> list[Row]:
-    """The rows of a JSON, JSON lines, CSV, TSV or parquet file.
+def read_file(path: str | Path, more: Mapping[str, Callable[[Path], list[Row]]] | None = None) -> list[Row]:
+    """The rows of a JSON, JSON lines, CSV, TSV or parquet file, or of one that a reader of `more` (suffix -> reader) knows.
 
     SQuAD's nested layout is flattened: a row a question. Raises DataError when the file is missing, is a folder, has an
     unknown suffix, is not UTF-8, is malformed (with line and column) or holds no row.
@@ -47,11 +47,12 @@ def read_file(path: str | Path) -> list[Row]:
     _check_is_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
-    if suffix not in FORMATS:
+    readers = {name: READERS[format] for name, format in FORMATS.items()} | dict(more or {})
+    if suffix not in readers:
         raise DataError(
-            f"{path}: cannot tell the format from the name; it should end in {', '.join(FORMATS)} (or in that and .gz)"
+            f"{path}: cannot tell the format from the name; it should end in {', '.join(readers)} (or in that and .gz)"
         )
-    rows = READERS[FORMATS[suffix]](path)
+    rows = readers[suffix](path)
     if not rows:
         raise DataError(f"{path}: holds no rows")
     return rows
@@ -76,7 +77,7 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The file as text, without a byte order mark; line ends are left as they are."""
     data = _read_bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -94,7 +95,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> list[Row]:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -109,7 +110,7 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[Row]:
-    return _lines_of(path, _read_text(path))
+    return _lines_of(path, read_text(path))
 
 
 def _lines_of(path: Path, text: str) -> list[Row]:
@@ -191,7 +192,7 @@ def _list_at(where: str, parent: Mapping[str, Any], key: str) -> list[Any]:
 def _read_csv(path: Path, delimiter: str = ",") -> list[Row]:
     # Python's own reader, because the one of `datasets` turns answers such as "NA", "null" or "007" into other things.
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         header = next(reader)
@@ -240,11 +241,7 @@ READERS = {
 }
 
 
-def read_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> list[Row]:
-    """The rows of one split of a hub data set, or of a local folder that `datasets` saved or can load.
-
-    Raises DataError when it cannot be loaded or has no such split.
-    """
+def _open_data_set(name: str, config: str | None, cache_dir: str | None) -> Any:
     import datasets
 
     try:
@@ -257,15 +254,58 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
         raise DataError(
             f"the data set {name!r} cannot be loaded: {reason[0]} (files go to --train_file and --validation_file)"
         ) from error
-    if isinstance(loaded, datasets.Dataset):
-        loaded = datasets.DatasetDict({"train": loaded})
+    return datasets.DatasetDict({"train": loaded}) if isinstance(loaded, datasets.Dataset) else loaded
+
+
+def data_set_splits(name: str, config: str | None, cache_dir: str | None) -> list[str]:
+    """The names of the splits of a data set. Raises DataError as `read_data_set` does."""
+    return list(_open_data_set(name, config, cache_dir))
+
+
+def read_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> list[Row]:
+    """The rows of one split of a hub data set, or of a local folder that `datasets` saved or can load. Labels that the data
+    set gives as numbers of named classes become their names.
+
+    Raises DataError when it cannot be loaded or has no such split.
+    """
+    loaded = open_data_set(name, config, split, cache_dir)
+    named = _class_names(loaded.features)
+    return [
+        Row(f"{name} ({split}): row {number}", _with_names(row, named)) for number, row in enumerate(loaded, start=1)
+    ]
+
+
+def open_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> Any:
+    """One split of a data set of the `datasets` library, whose rows stay on disk. Raises DataError as `read_data_set` does."""
+    loaded = _open_data_set(name, config, cache_dir)
     if split not in loaded:
         raise DataError(
             f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, loaded)) or 'none'}"
         )
     if not len(loaded[split]):
         raise DataError(f"the data set {name!r}, split {split!r}: holds no rows")
-    return [Row(f"{name} ({split}): row {number}", row) for number, row in enumerate(loaded[split], start=1)]
+    return loaded[split]
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns whose numbers (or lists of numbers) stand for named classes, and the names."""
+    import datasets
+
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in features.items()}
+    return {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
+
+
+def _with_names(row: Mapping[str, Any], named: Mapping[str, list[str]]) -> Mapping[str, Any]:
+    """A row with names in the place of their numbers; -1, which GLUE gives where the label is secret, becomes None."""
+
+    def name_of(value: Any, names: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name_of(item, names) for item in value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return names[value] if 0 <= value < len(names) else None
+        return value
+
+    return {**row, **{column: name_of(row[column], names) for column, names in named.items()}} if named else row
 
 
 def kind_of(value: Any) -> str:

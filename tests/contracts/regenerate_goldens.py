@@ -22,8 +22,12 @@ def main() -> None:
     goldens.FOLDER.mkdir(exist_ok=True)
     names = shipped.names()
     with tempfile.TemporaryDirectory() as scratch:
-        options = goldens.world(Path(scratch) / "world")
-        traces = {name: goldens.trace(name, options, Path(scratch) / str(at)) for at, name in enumerate(names)}
+        tasks = {goldens.task_of(name) for name in names}
+        options = {task: goldens.world(Path(scratch) / task, task) for task in tasks}
+        traces = {
+            name: goldens.trace(name, options[goldens.task_of(name)], Path(scratch) / str(at))
+            for at, name in enumerate(names)
+        }
     for stale in {*goldens.FOLDER.glob("*.txt")} - {goldens.golden_file(name) for name in names}:
         stale.unlink()
     for name, lines in traces.items():

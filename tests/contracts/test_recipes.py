@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForQuestionAnswering
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    PreTrainedModel,
+)
 
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.recipe import shipped
 from sparse_accel.recipe.schema import Recipe
 from tests import running
 from tests.contracts import goldens
-from tests.unit.qat_bert import bert
+from tests.unit.qat_bert import bert, bert_config
 
 RECIPES = running.ROOT / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*") if path.is_file())
 
 # A student of the task that a recipe's folder is named after.
-STUDENTS = {"question_answering": bert}
+STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
+    "question_answering": bert,
+    "text_classification": lambda: BertForSequenceClassification(bert_config()),
+    "token_classification": lambda: BertForTokenClassification(bert_config()),
+    "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
+}
+MODELS = {
+    "question_answering": BertForQuestionAnswering,
+    "text_classification": BertForSequenceClassification,
+    "token_classification": BertForTokenClassification,
+    "masked_language_modeling": BertForMaskedLM,
+}
 
 every_recipe = pytest.mark.parametrize("name", shipped.names())
 
 
-def student_of(name: str) -> BertForQuestionAnswering:
-    return STUDENTS[name.partition("/")[0]]()
+def student_of(name: str) -> PreTrainedModel:
+    return STUDENTS[goldens.task_of(name)]()
 
 
 def test_every_file_under_recipes_is_shipped_and_has_a_golden() -> None:
@@ -74,13 +92,14 @@ def test_a_recipe_survives_being_written_down(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return goldens.world(tmp_path_factory.mktemp("world"))
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return {task: goldens.world(tmp_path_factory.mktemp(task), task) for task in goldens.WORLDS}
 
 
 @every_recipe
-def test_a_recipe_trains_as_its_golden_says(name: str, world: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_trains_as_its_golden_says(name: str, worlds: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """Rates to 1e-9, zeros and phases exactly; losses to 1e-3, since processors add in different orders."""
+    world = worlds[goldens.task_of(name)]
     traced = goldens.trace(name, world, tmp_path / "out")
     golden = goldens.golden_file(name).read_text("utf-8").splitlines()
     assert traced[0] == golden[0] == goldens.HEADER
@@ -96,7 +115,7 @@ def _leaves_what_can_be_carried_on(name: str, world: dict[str, Any], out: Path) 
     """The folder's own recipe.yaml is the recipe that was run, and its plan is the one that the recipe makes."""
     recipe = Recipe.load(name, goldens.RUNS[name].get("recipe_args"))
     assert Recipe.load(str(out / "recipe.yaml")) == recipe
-    student = BertForQuestionAnswering.from_pretrained(world["model_name_or_path"])
+    student = MODELS[goldens.task_of(name)].from_pretrained(world["model_name_or_path"])
     plan = CompressionPlan()
     recipe.plan(plan, student)
     written = out / "compression_plan.json"

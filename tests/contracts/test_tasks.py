@@ -5,23 +5,36 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from sparse_accel.errors import OptionError
+from sparse_accel.folders.loading import HUB_DEFAULTS, load_model
 from sparse_accel.runtime.option_parsing import load_options
+from sparse_accel.runtime.options import LOWER_IS_BETTER
 from sparse_accel.runtime.run import train
 from sparse_accel.tasks import ALIASES, TASKS, resolve_task
 from sparse_accel.tasks.base import Split, TaskData, write_predictions
 from sparse_accel.tasks.features import Features
 from tests import running
-from tests.tiny import TinyDataOptions, nested, tiny_bert, tiny_rows, tiny_tokenizer
+from tests.tiny import (
+    TinyDataOptions,
+    nested,
+    tiny_bert,
+    tiny_rows,
+    tiny_sentences,
+    tiny_tagged,
+    tiny_tokenizer,
+)
+from tests.tiny_text import LABELS, tiny_text_bert, tiny_text_rows
 
 ROWS = 24
 
@@ -38,6 +51,12 @@ class World:
     perfect: Callable[[Split], dict[str, list[np.ndarray]]]
     # The metrics of perfect outputs.
     best: Mapping[str, float]
+    # What the model's config calls its labels.
+    labels: Sequence[str] | None = None
+    # Options of a command that trains on it, beside those of every task.
+    flags: Mapping[str, str] = field(default_factory=dict)
+    # What a model that is wrong would give, made of that.
+    wrong: Callable[[np.ndarray], np.ndarray] = np.negative
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -69,7 +88,46 @@ def answer_spans(split: Split) -> dict[str, list[np.ndarray]]:
     return logits
 
 
+def tags(split: Split) -> dict[str, list[np.ndarray]]:
+    """Token classification: a high score for the label of each token."""
+    features, names = split.features, split.context
+    return {
+        "logits": [
+            100 * np.eye(len(names), dtype=np.float32)[features.extra_of(index, "labels").clip(0)]
+            for index in range(len(features))
+        ]
+    }
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def tiny_texts() -> list[dict[str, str]]:
+    """As many texts as ROWS, each longer than the longest feature of these tests."""
+    contexts = [row["context"] for row in tiny_rows(16 * ROWS)[::4]]
+    return [{"text": " ".join(contexts[at : at + 4])} for at in range(0, 4 * ROWS, 4)]
+
+
+def all_guessed(split: Split) -> dict[str, list[np.ndarray]]:
+    """Masked language modelling: of each feature the loss, the number of masked tokens, and how many are guessed."""
+    return {"logits": [np.array([0.0, 3.0, 3.0])] * len(split.features)}
+
+
 WORLDS: dict[str, World] = {
+    "masked_language_modeling": World(
+        model=lambda path: tiny_bert(path, head="MaskedLM"),
+        tokenizer=tiny_tokenizer,
+        layouts={
+            "lines.txt": lambda path: path.write_text("\n\n".join(row["text"] for row in tiny_texts())),
+            "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_texts()})),
+            "table.csv": lambda path: write_csv(path, tiny_texts()),
+            "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_texts()))),
+        },
+        perfect=all_guessed,
+        best={"accuracy": 1.0, "loss": 0.0, "perplexity": 1.0},
+        wrong=lambda scores: scores * [0, 1, 0] + [6, 0, 0],
+    ),
     "question_answering": World(
         model=tiny_bert,
         tokenizer=tiny_tokenizer,
@@ -81,8 +139,35 @@ WORLDS: dict[str, World] = {
         },
         perfect=answer_spans,
         best={"exact_match": 100.0, "f1": 100.0},
+        flags={"doc_stride": "32"},
+    ),
+    "token_classification": World(
+        model=lambda path: tiny_bert(path, head="TokenClassification"),
+        tokenizer=tiny_tokenizer,
+        layouts={
+            "lines.jsonl": lambda path: tiny_tagged(path, ROWS),
+            "flat.json": lambda path: path.write_text(json.dumps(tiny_sentences(ROWS))),
+            "table.csv": lambda path: write_csv(path, tiny_sentences(ROWS)),
+            "table.parquet": lambda path: write_parquet(path, tiny_sentences(ROWS)),
+            "sentences.conll": lambda path: tiny_tagged(path, ROWS),
+        },
+        perfect=tags,
+        best={"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0, "loss": 0.0},
     ),
 }
+
+WORLDS["text_classification"] = World(
+    model=tiny_text_bert,
+    tokenizer=tiny_tokenizer,
+    layouts={
+        "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_text_rows(ROWS)})),
+        "table.csv": lambda path: write_csv(path, tiny_text_rows(ROWS)),
+        "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_text_rows(ROWS)))),
+    },
+    perfect=lambda split: {"logits": list(10 * np.eye(3, dtype=np.float32)[split.features.labels["labels"]])},
+    best={"accuracy": 1.0, "f1": 1.0},
+    labels=LABELS,
+)
 
 every_task = pytest.mark.parametrize("name", sorted(TASKS))
 
@@ -135,7 +220,8 @@ def test_a_batch_is_what_the_model_takes_and_learns_from(name: str, tmp_path: Pa
     assert set(task.label_keys) <= batch.keys()
     assert task.num_units(batch) > 0
 
-    model = task.model_class.from_pretrained(world.model(tmp_path / "model")).eval()
+    model, _ = load_model(str(world.model(tmp_path / "model")), task, HUB_DEFAULTS, "", head=data.head)
+    model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(5):
@@ -172,7 +258,7 @@ def test_a_whole_command_trains_and_scores(name: str, tmp_path: Path) -> None:
         "max_steps": "4",
         "logging_steps": "1",
         "max_seq_length": "128",
-        "doc_stride": "32",
+        **world.flags,
     }
     try:
         train(load_options(name, flags))
@@ -190,19 +276,20 @@ def test_perfect_outputs_score_as_perfect_and_others_do_not(name: str, tmp_path:
     layout, write = next(iter(world.layouts.items()))
     write(tmp_path / layout)
     options = TinyDataOptions(validation_file=str(tmp_path / layout), cache_dir=str(tmp_path / "cache"), do_eval=True)
-    split = task.load(options, world.tokenizer(tmp_path / "tokenizer")).validation
+    split = task.load(options, world.tokenizer(tmp_path / "tokenizer"), model_labels=world.labels).validation
     assert split is not None
     outputs = world.perfect(split)
     assert set(outputs) == set(task.output_keys)
     scored = task.score(split, outputs, options)
-    assert scored.metrics == pytest.approx(dict(world.best))
+    assert {metric: scored.metrics[metric] for metric in world.best} == pytest.approx(dict(world.best))
     written = write_predictions(tmp_path, "eval", scored)
     assert {path.name for path in written} == {f"eval_{file}.json" for file in scored.files}
     assert [json.loads(path.read_text("utf-8")) for path in written] == list(scored.files.values())
 
-    wrong = {key: [-row for row in rows] for key, rows in outputs.items()}
+    wrong = {key: [world.wrong(row) for row in rows] for key, rows in outputs.items()}
     found = task.score(split, wrong, options).metrics
-    assert all(found[metric] < best for metric, best in world.best.items())
+    for metric, best in world.best.items():
+        assert found[metric] > best if metric in LOWER_IS_BETTER else found[metric] < best, metric
 
 
 def test_questions_without_an_answer_are_perfectly_answered_by_none(tmp_path: Path) -> None:

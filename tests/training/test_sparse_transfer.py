@@ -120,7 +120,7 @@ def test_a_trained_folder_is_evaluated_as_it_was_trained(world: dict[str, Any], 
     assert nbest[0] == nbest[1]
 
 
-@pytest.mark.parametrize(("micro", "accumulation"), [(4, 4), (1, 16)])
+@pytest.mark.parametrize(("micro", "accumulation"), [pytest.param(4, 4, marks=pytest.mark.exhaustive), (1, 16)])
 def test_a_step_gives_the_same_result_however_its_batch_is_split(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, micro: int, accumulation: int
 ) -> None:

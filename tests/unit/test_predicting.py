@@ -284,8 +284,8 @@ def test_folders_that_cannot_answer_are_told_apart(tmp_path: Path, tiny_student:
         _edited(made("task"), "deployment.json", task="translation"): "no task 'translation'",
         _edited(made("head"), "deployment.json", task=None): "",
     }
-    _edited(tmp_path / "head", "config.json", architectures=["BertForMaskedLM"])
-    cases[tmp_path / "head"] = "BertForMaskedLM"
+    _edited(tmp_path / "head", "config.json", architectures=["BertForMultipleChoice"])
+    cases[tmp_path / "head"] = "BertForMultipleChoice"
     for folder, message in cases.items():
         with pytest.raises(ModelError, match=message):
             Predictor(folder)

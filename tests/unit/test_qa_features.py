@@ -314,7 +314,7 @@ def test_a_model_trains_and_is_scored_on_what_the_task_loads(
         batch = data.collate(features, np.arange(first, min(first + 5, len(features))))
         assert task.label_keys[0] not in batch
         with torch.no_grad():
-            found = task.unpad(dict(model(**batch)), batch["attention_mask"])
+            found = task.for_scoring(dict(model(**batch)), batch)
         for key, rows in found.items():
             outputs[key].extend(rows)
     assert [len(row) for row in outputs["start_logits"]] == features.lengths.tolist()
