@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
@@ -26,10 +26,12 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One named part of the loss: a scalar (mean over the micro-batch's features) and its weight."""
+    """One named part of the loss: a scalar and its weight. The scalar is a mean over the micro-batch's units, as the task
+    counts them, or over its tokens."""
 
     weight: float
     value: Tensor
+    per_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class LossTerms:
 
     def scaled(self, factor: float) -> LossTerms:
         """Every weight multiplied by `factor`."""
-        return LossTerms({name: LossTerm(term.weight * factor, term.value) for name, term in self.terms.items()})
+        return LossTerms({name: replace(term, weight=term.weight * factor) for name, term in self.terms.items()})
 
-    def plus(self, name: str, value: Tensor, weight: float = 1.0) -> LossTerms:
+    def plus(self, name: str, value: Tensor, weight: float = 1.0, *, per_token: bool = False) -> LossTerms:
         """One more term."""
         if name in self.terms:
             raise ValueError(f"the loss has a term named {name!r} already")
-        return LossTerms({**self.terms, name: LossTerm(weight, value)})
+        return LossTerms({**self.terms, name: LossTerm(weight, value, per_token)})
 
     def total(self) -> Tensor:
         """The weighted sum; a term of weight 0 takes no part in it, nor in the gradient."""
@@ -59,6 +61,15 @@ class LossTerms:
         if not weighted:
             raise ValueError("every term of the loss has weight 0")
         return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+
+    def of_step(self, unit_share: Tensor | float, token_share: Tensor | float, dtype: torch.dtype) -> Tensor:
+        """What this micro-batch adds to the loss of a step, of whose units and tokens it has these shares."""
+        parts = []
+        for share, per_token in ((unit_share, False), (token_share, True)):
+            terms = {name: term for name, term in self.terms.items() if term.per_token == per_token}
+            if any(term.weight != 0.0 for term in terms.values()):
+                parts.append(LossTerms(terms).total().to(dtype) * share)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 @dataclass

@@ -274,7 +274,7 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     install(model, plan, positions=positions)
     data = TaskData(collate=padded, train=bench.features)
     parts = preparing.Parts(task, None, model, data, collate, None, plan, census, grouping, [*notes, *storage_notes])
-    loader = preparing.build_loader(options, parts, accelerator)
+    loader = preparing.build_loader(options, parts, options.num_train_epochs, accelerator)
     assert loader is not None
     total_steps = _EPOCHS * loader.steps_per_epoch
     teacher: Teacher | None = None

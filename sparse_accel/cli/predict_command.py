@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions, classifies texts or labels their words, from arguments, a file or standard input."""
+"""The command `predict`: answers questions, classifies texts, labels words, fills gaps; of arguments, files or input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli.predict_masked import fill_masks, texts_of_file
 from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
 
@@ -60,7 +61,9 @@ def predict_command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            "--text", help="A text to classify, or to find names in; may be given several times.", show_default=False
+            "--text",
+            help="A text to classify, to find names in, or with gaps such as [MASK]; may be given several times.",
+            show_default=False,
         ),
     ] = None,
     text_pair: Annotated[
@@ -79,10 +82,14 @@ def predict_command(
         str | None,
         typer.Option(
             "--file",
-            help="Rows with question and context, with texts, or with tokens: JSON, JSON lines, CSV, parquet, SQuAD's or GLUE's"
-            " layout, or CoNLL.",
+            help="Rows with question and context, texts or tokens: JSON, JSON lines, CSV, parquet, SQuAD's, GLUE's or CoNLL's"
+            " layout.",
             show_default=False,
         ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top_k", help="Fillings shown for each gap. Left out: 5.", show_default=False),
     ] = None,
     n_best: Annotated[
         int | None, typer.Option("--n_best", help="Show that many candidates for each question.", show_default=False)
@@ -129,9 +136,9 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts, classify texts or label their words, as the model does. Without --question, --text and
-    --file, input is read from standard input, one JSON object a line with question and context (or text, text and
-    text_pair, or tokens), and answered as it comes."""
+    """Answer questions about texts, classify texts, label their words or fill their gaps, as the model does. Without
+    --question, --text and --file, input is read from standard input, one JSON object a line with question and context (or
+    text, text and text_pair, or tokens), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
     _check_output(output)
@@ -147,18 +154,22 @@ def predict_command(
         "doc_stride": doc_stride,
         "max_answer_length": max_answer_length,
     }
-    if task == "token_classification":
-        _refuse_foreign({**asking, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
-        _label_words(
+    engine_settings = _Engine(engine, threads, batch_size, max_seq_length)
+    pairing = {"text_pair": text_pair, "input_column_names": input_column_names}
+    if task == "masked_language_modeling":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _fill_gaps(
             deployment,
             text or [],
             file,
-            _Engine(engine, threads, batch_size, max_seq_length),
+            engine_settings,
+            top_k=top_k,
             as_json=as_json,
             output=output,
             on_bad_rows=on_bad_rows,
         )
         return 0
+    _refuse_foreign({"top_k": top_k}, task, deployment)
     if task == "text_classification":
         _refuse_foreign(asking, task, deployment)
         _classify(
@@ -167,13 +178,19 @@ def predict_command(
             text_pair or [],
             file,
             input_column_names,
-            _Engine(engine, threads, batch_size, max_seq_length),
+            engine_settings,
             as_json=as_json,
             output=output,
             on_bad_rows=on_bad_rows,
         )
         return 0
-    _refuse_foreign({"text": text, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
+    if task == "token_classification":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _label_words(
+            deployment, text or [], file, engine_settings, as_json=as_json, output=output, on_bad_rows=on_bad_rows
+        )
+        return 0
+    _refuse_foreign({"text": text, **pairing}, task, deployment)
     source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
@@ -304,6 +321,39 @@ def _label_words(
         show = predict_tokens.JsonLines(stream) if as_json else predict_tokens.Readable(stream)
         for one, found in predict_tokens.tagged(predictor, asked, refuse, at_once=source == "lines"):
             show(one, found)
+
+
+def _fill_gaps(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    top_k: int | None,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    if not texts and file is None:
+        raise OptionError(
+            f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France.", or --file'
+        )
+    if texts and file is not None:
+        raise OptionError("--text and --file: pass one of them")
+    with _opened(output) as stream:
+        fill_masks(
+            folder,
+            texts or texts_of_file(str(file), on_bad_rows, _say),
+            stream,
+            top_k=top_k,
+            as_json=as_json,
+            refuse=lambda message: _refuse(message, on_bad_rows),
+            say=_say,
+            engine=settings.engine,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+        )
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

@@ -28,3 +28,38 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, keep: Te
         divergence = divergence.masked_fill(~kept, 0.0)
     total = divergence.sum() * temperature**2
     return total / (s.shape[:-1].numel() if rows is None else rows.sum().clamp(min=1))
+
+
+def top_k_kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float, k: int, keep: Tensor | None = None
+) -> Tensor:
+    """T^2 * KL between softmax(teacher / T) and softmax(student / T), of which each row has k + 1 classes: the teacher's k
+    largest, and all others as one. Mean over rows; a scalar in fp32.
+
+    Logits are [..., classes]; `keep`, bool [...], says which rows count. Of the teacher no more than [..., k] is kept for
+    backward. The lump makes the student's mass outside the k count: a softmax over the k alone would not see it, and
+    the k largest taken for the whole would make the student too sure (Anshumann et al. 2025, "Sparse Logit Sampling").
+    Putting classes together never makes KL larger (log sum inequality), and with k of all classes it is `kl_divergence`.
+    """
+    rows = student.shape[:-1].numel() if keep is None else keep.sum().clamp(min=1)
+    s, t = student.float() / temperature, teacher.detach()
+    if keep is not None:
+        # Rows that do not count may hold anything; zeros are finite, and their gradient is cut below.
+        s, t = s.masked_fill(~keep.unsqueeze(-1), 0.0), t.masked_fill(~keep.unsqueeze(-1), 0.0)
+    with torch.no_grad():
+        t = t.float() / temperature
+        classes = t.topk(k, dim=-1, sorted=False).indices
+        log_p = _lumped(t, classes)
+    log_q = _lumped(s, classes)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    if keep is not None:
+        divergence = divergence.masked_fill(~keep, 0.0)
+    return divergence.sum() * temperature**2 / rows
+
+
+def _lumped(logits: Tensor, classes: Tensor) -> Tensor:
+    """Log probabilities [..., k + 1] of `classes`, int64 [..., k], and of all others together."""
+    # Finite, so that a row without others stays finite; exp of it is exactly 0.
+    others = logits.scatter(-1, classes, torch.finfo(torch.float32).min).logsumexp(-1, keepdim=True)
+    lumped = torch.cat([logits.gather(-1, classes), others], dim=-1)
+    return torch.log_softmax(lumped, dim=-1)

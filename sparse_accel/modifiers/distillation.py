@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sparse_accel.compress.losses import kl_divergence
+from sparse_accel.compress.losses import kl_divergence, top_k_kl_divergence
 from sparse_accel.errors import RecipeError, suggestion
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.session import CACHED_PREFIX, LossTerms, Session
@@ -23,8 +23,8 @@ class DistillationModifier(Modifier):
 
     `distill_output_keys` are the outputs that are compared; None means those of the task. Padded positions are left out
     of the softmax unless `--distill_include_padding`. `teacher_input_keys` are the parts of a batch that the teacher is
-    given; None means all. Does nothing in a run without a teacher. Of a regression, whose output is one number, the mean
-    squared error takes the place of KL.
+    given; None means all. `--distill_top_k` compares the teacher's largest logits, and the others as one. Of a regression,
+    whose output is one number, the mean squared error takes the place of KL. Does nothing in a run without a teacher.
     """
 
     ignored_fields: ClassVar = {"update_frequency": "the teacher speaks in every step, as in SparseML"}
@@ -59,7 +59,7 @@ class DistillationModifier(Modifier):
             return terms
         keys = session.task.output_keys if self.distill_output_keys is None else self.distill_output_keys
         teacher_outputs = session.teacher(self.teacher_inputs(batch))
-        losses = []
+        losses, per_token = [], False
         for key in keys:
             student, teacher = _output(outputs, key, "student"), _output(teacher_outputs, key, "teacher")
             if student.shape != teacher.shape:
@@ -69,12 +69,19 @@ class DistillationModifier(Modifier):
                 )
             whole = session.options.distill_include_padding
             keep = None if whole else session.task.distillation_keep(key, student, batch)
+            # A mean over tokens, where each has classes of its own; else over features.
+            per_token = student.dim() > 2
+            k = session.options.distill_top_k
             if student.shape[-1] == 1 and keep is None:
                 # Of a single output every softmax is 1: a number is compared as what it is.
                 losses.append(F.mse_loss(student.float(), teacher.detach().float()))
+            elif k:
+                losses.append(top_k_kl_divergence(student, teacher, self.temperature, min(k, student.shape[-1]), keep))
             else:
                 losses.append(kl_divergence(student, teacher, self.temperature, keep))
-        return terms.scaled(1.0 - self.hardness).plus("distillation", torch.stack(losses).mean(), self.hardness)
+        return terms.scaled(1.0 - self.hardness).plus(
+            "distillation", torch.stack(losses).mean(), self.hardness, per_token=per_token
+        )
 
     def teacher_inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The part of a batch that the teacher is given; what a cache brought along is always there."""

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,7 @@ from sparse_accel.onnx_export.parity import FLOAT_TOLERANCES, INT8_TOLERANCES, c
 from sparse_accel.onnx_export.pipeline import PIPELINES, run_passes
 from sparse_accel.onnx_export.report import REPORT_FILE, Check, ExportReport, Sizes
 from sparse_accel.onnx_export.sample_inputs import Samples, check_batches, write_samples
+from sparse_accel.reports.run_files import tell_of_export
 from sparse_accel.serving.deployment import Deployment, read_deployment
 from sparse_accel.serving.engines import OrtEngine, TorchEngine
 from sparse_accel.tasks import resolve_task
@@ -102,7 +103,8 @@ def export(model_dir: str | Path, options: ExportOptions) -> ExportReport:
                 f"{folder}: the exported graph is not what was trained: {'; '.join(report.failures)}. It lies in "
                 f"{target}.failed, with {REPORT_FILE}"
             )
-    return report
+    problem = tell_of_export(folder, target, target / REPORT_FILE)
+    return report if problem is None else replace(report, notes=(*report.notes, problem))
 
 
 def export_graph(

@@ -28,6 +28,8 @@ _NUDGE: Final = 1e-6
 # A model that was not trained may give every token nearly the same number. Differences are then measured against this
 # share of the numbers themselves, since rounding in float32 grows with them.
 _LEAST_SPREAD: Final = 0.01
+# Numbers of one feature that are kept for the comparison; only scores of a vocabulary for every token are more.
+_MOST_VALUES: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def compare(
     """Run both engines on `batches` (int64 [B, S] arrays, `attention_mask` among them) and compare what they give.
 
     Outputs `start_logits` and `end_logits` are compared by the best span, other outputs by their highest class: of each
-    token where they are [B, S, C], of each feature where they are [B, C]. Padding takes no part. Raises ValueError
+    token where they are [B, S, C] (some tokens of a feature, where C is a vocabulary), of each feature where they are [B, C].
+    Padding takes no part. Raises ValueError
     without batches and KeyError when an engine lacks an output.
     """
     if not batches:
@@ -232,21 +235,17 @@ def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], outp
         return output * (1 + _NUDGE * noise)
 
     engine = TorchEngine(model, tuple(output_keys), next(model.parameters()).device.type)
+    features: list[_Feature] = []
     with _weights_rounded_once(engine):
-        plain = [engine(batch) for batch in batches]
-        hook = model.get_input_embeddings().register_forward_hook(nudged)
-        try:
-            moved = [engine(batch) for batch in batches]
-        finally:
-            hook.remove()
-    masks = [batch["attention_mask"].astype(bool) for batch in batches]
-    return _difference(
-        [
-            feature
-            for before, after, mask in zip(plain, moved, masks, strict=True)
-            for feature in _features(before, after, mask, output_keys)
-        ]
-    )
+        for batch in batches:
+            plain = engine(batch)
+            hook = model.get_input_embeddings().register_forward_hook(nudged)
+            try:
+                moved = engine(batch)
+            finally:
+                hook.remove()
+            features.extend(_features(plain, moved, batch["attention_mask"].astype(bool), output_keys))
+    return _difference(features)
 
 
 def _features(
@@ -254,13 +253,25 @@ def _features(
 ) -> list[_Feature]:
     def of_row(outputs: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
         return {
-            key: (outputs[key][row][tokens[row]] if _has_tokens(key, outputs[key]) else outputs[key][row]).astype(
-                np.float64
-            )
+            key: (
+                outputs[key][row][_compared(tokens[row], outputs[key])]
+                if _has_tokens(key, outputs[key])
+                else outputs[key][row]
+            ).astype(np.float64)
             for key in keys
         }
 
     return [_Feature(of_row(reference, row), of_row(exported, row)) for row in range(len(tokens))]
+
+
+def _compared(tokens: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """The places of a feature that are compared: its tokens, bool [S], or, where each has the scores of a whole vocabulary, as
+    many of them as memory allows, equally far apart."""
+    places = np.flatnonzero(tokens)
+    most = max(1, _MOST_VALUES // output.shape[-1]) if output.ndim == 3 else len(places)
+    if len(places) <= most:
+        return places
+    return places[np.linspace(0, len(places) - 1, most).round().astype(np.int64)]
 
 
 def _has_tokens(key: str, output: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ micro-batches and ranks; nothing is repeated to fill a last batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,10 +107,22 @@ class StepSampler:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's inputs on the device, and how many loss units it holds (0 where this rank had nothing to do)."""
+    """One forward's inputs on the device, and how many loss units and tokens it holds (0 where this rank had nothing to
+    do)."""
 
     inputs: dict[str, Tensor]
     num_units: int
+    num_tokens: int
+
+    @classmethod
+    def place(
+        cls, batch: Mapping[str, Tensor], task: Any, device: torch.device, *, is_empty: bool = False
+    ) -> MicroBatch:
+        """A batch on its way to the device, counted where it comes from: nothing waits for it there."""
+        inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        if is_empty:
+            return cls(inputs, 0, 0)
+        return cls(inputs, task.num_units(batch), int(batch["attention_mask"].sum()))
 
 
 # More columns for a batch: given the indices of its features and S of its `attention_mask`.
@@ -180,6 +192,11 @@ class StepLoader:
         """Optimizer steps in one epoch."""
         return self.sampler.steps_per_epoch
 
+    @property
+    def features_per_step(self) -> int:
+        """Features that all ranks train on in one optimizer step."""
+        return self.sampler.features_per_step
+
     def add_columns(self, extra: ExtraColumns) -> None:
         """Let every batch bring more along."""
         self.batches.extra = extra
@@ -203,8 +220,4 @@ class StepLoader:
         batches = iter(batch_loader(self.batches, filled, self.num_workers, pin_memory=self.pin_memory))
         for index in steps:
             own = self.sampler.micro_batches(order, index)
-            yield [self._place(next(batches), is_empty=len(part) == 0) for part in own]
-
-    def _place(self, batch: dict[str, Tensor], *, is_empty: bool) -> MicroBatch:
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        return MicroBatch(inputs, 0 if is_empty else self.task.num_units(batch))
+            yield [MicroBatch.place(next(batches), self.task, self.device, is_empty=len(part) == 0) for part in own]

@@ -193,7 +193,7 @@ def _document(session: Session, state: TrainState) -> dict[str, Any]:
         "steps_per_epoch": state.clock.steps_per_epoch,
         "world_size": session.accelerator.num_processes,
         "backend": session.backend.name,
-        "features_per_step": session.loader.sampler.features_per_step,
+        "features_per_step": session.loader.features_per_step,
         "window_steps": state.window_steps,
         "best_metric": state.best_metric,
         "best_model_checkpoint": state.best_checkpoint,

@@ -21,12 +21,14 @@ from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state
 from sparse_accel.compress.ranges import Phase, quantizers, without_range
 from sparse_accel.errors import InvariantError
 from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
+from sparse_accel.reports.run_files import FACTS_FILE, PAGE_FILE, render_report
 from sparse_accel.runtime import outputs
 from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
 from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import METRICS, QA, describe_command
+from sparse_accel.runtime.run_facts import run_facts
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
 from sparse_accel.tasks.base import prediction_file
 
@@ -100,6 +102,9 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     folded = fold_to_publish(module, session.plan)
     plan, ranges = folded.plan, folded.ranges
     census = Census.of(module, plan)
+    if options.do_train:
+        matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
+        files[FACTS_FILE] = run_facts(run, type(module).__name__, census, matrices)
     card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
     outputs.publish(
         run.output_dir,
@@ -109,6 +114,7 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:
         check_saved(run.output_dir, folded.masks)
+        outputs.publish(run.output_dir, lambda folder: _write_report(run.output_dir, folder))
     if not ranges and session.plan.num_quantizers:
         run.screen.warn(
             "the model that is written is from before quantization began: it is a float model"
@@ -146,7 +152,9 @@ def fold_to_publish(module: nn.Module, plan: CompressionPlan) -> Folded:
 
 def _train_results(run: Run) -> dict[str, Any]:
     state, session = run.state, run.session
-    num_samples = len(run.data.train) if run.data.train is not None else 0
+    # A stream has as many in an epoch as its steps take.
+    in_steps = session.loader.features_per_step * session.loader.steps_per_epoch
+    num_samples = len(run.data.train) if run.data.train is not None else in_steps
     results: dict[str, Any] = {"train_samples": num_samples}
     if state.total_loss is not None and state.clock.step:
         total = session.reduce_sum(state.total_loss).item()
@@ -178,6 +186,11 @@ def _write_all(
     module.save_pretrained(folder)
     write_companions(run, folder, plan, ranges)
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def _write_report(finished: Path, folder: Path) -> None:
+    """The report of the run whose files lie in `finished`, into `folder`."""
+    (folder / PAGE_FILE).write_text(render_report(finished), "utf-8")
 
 
 def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor]) -> None:

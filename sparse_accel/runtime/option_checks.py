@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from sparse_accel.errors import DataError, OptionError, OutputError, nearest, suggestion
 from sparse_accel.folders.sources import check_source, neighbour
@@ -108,11 +109,12 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
             raise DataError(f"--{name}: {problem}: {file}{neighbour(Path(file))}")
     given = [name for name in ("validation_ratio", "validation_split_percentage") if name in options.explicit]
     if given:
-        _refuse(len(given) > 1, f"--{given[0]} and --{given[1]}: say the same; choose one")
+        _refuse(len(given) > 1, f"--{' and --'.join(given)}: say the same; choose one")
         _refuse(
             files["validation_file"] is not None,
             f"--{given[0]}: holds training rows out where there is no validation data, and --validation_file brings some",
         )
+    _check_streaming(options)
     _refuse(
         options.task == QA and options.max_seq_length is not None and options.doc_stride >= options.max_seq_length,
         f"--doc_stride: must be less than --max_seq_length ({options.max_seq_length}), got {options.doc_stride}",
@@ -131,6 +133,40 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
     _refuse(
         "null_score_diff_threshold" in changed and not options.version_2_with_negative,
         "--null_score_diff_threshold: needs --version_2_with_negative",
+    )
+
+
+# Options of text that is tokenized before the start, which in a run with --streaming is that of evaluation alone.
+_OF_WHOLE_TEXT: Final = (
+    ("overwrite_cache", "nothing is cached"),
+    ("preprocessing_num_workers", "text is tokenized while training; --dataloader_num_workers 1 does it ahead of time"),
+)
+
+
+def _check_streaming(options: TrainOptions) -> None:
+    if not options.streaming:
+        return
+    _refuse(not options.do_train, "--streaming: is for training; it needs --do_train")
+    _refuse(
+        options.max_steps <= 0,
+        "--streaming: nobody has counted the data, so say how long to train: --max_steps (all epochs together)",
+    )
+    reads_whole = options.do_eval or options.do_predict
+    for name, why in (
+        ("validation_split_percentage", "no part of a stream is held out; give --validation_file"),
+        ("max_train_samples", "--max_steps says how much is read"),
+        ("group_by_length", "features come as the text does"),
+        ("data_seed", "the text's order is its own; masks go by --seed"),
+        ("dataloader_drop_last", "every step of a stream is whole"),
+        *(() if reads_whole else _OF_WHOLE_TEXT),
+    ):
+        _refuse(
+            name in options.explicit and getattr(options, name) not in (None, False),
+            f"--{name}: has no effect with --streaming: {why}",
+        )
+    _refuse(
+        options.batching == "grouped" and "batching" in options.explicit,
+        "--batching grouped: has no effect with --streaming: features come as the text does",
     )
 
 
@@ -171,6 +207,10 @@ def _check_recipe(options: TrainOptions, changed: Collection[str]) -> None:
     _refuse(
         "teacher_cache_dtype" in changed and options.teacher_cache == "off",
         "--teacher_cache_dtype: has no effect with --teacher_cache off",
+    )
+    _refuse(
+        options.distill_top_k > 0 and options.distill_teacher in (None, "disable"),
+        "--distill_top_k: needs a --distill_teacher that is compared with",
     )
     _check_teacher_cache(options.teacher_cache)
     _refuse(

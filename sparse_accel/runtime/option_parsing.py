@@ -94,6 +94,8 @@ def _completed(options: TrainOptions) -> TrainOptions:
     }
     if own:
         options = replace(options, **own)
+    if options.streaming and "validation_split_percentage" not in options.explicit:
+        options = replace(options, validation_split_percentage=None)  # nothing is held out of a stream
     if options.eval_strategy != "no":
         options = replace(options, do_eval=True)
     if options.eval_strategy == "steps" and options.eval_steps is None:

@@ -27,6 +27,7 @@ from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.compiling import check_compile, compile_blocks, require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import Asking, LoadedTeacher, settle
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import TrainState
@@ -52,6 +53,8 @@ class Parts:
     census: Census
     grouping: str
     notes: list[str]
+    # What the model takes beside the inputs of its forward.
+    more_inputs: frozenset[str] = frozenset()
 
 
 def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, screen: tracking.Screen) -> Run:
@@ -80,7 +83,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     if start.checkpoint is not None:
         options, regrouped = keep_step_size(options, start.checkpoint, accelerator)
     parts = read_parts(options, recipe, accelerator)
-    loader = build_loader(options, parts, accelerator)
+    loader = build_loader(options, parts, epochs, accelerator)
     total_steps = Clock(0, loader.steps_per_epoch).step_of(epochs) if loader else 0
     last_step = min(total_steps, options.max_steps) if options.max_steps > 0 else total_steps
     if loader is not None:
@@ -196,15 +199,22 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     install(model, plan, observe_padding=options.observe_padding, positions=positions)
     if trained is not None:
         load_ranges(options.model_name_or_path, model)
+    collate, more_inputs = setup.choose_head_rows(
+        task, model, collate, plan, accelerator, is_distilled=teacher is not None
+    )
     notes = [*notes, *data.notes, *([teacher_note] if teacher_note else []), *setup.tokenizer_notes(options)]
     notes += [*storage_notes, *batching_notes]
-    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes)
+    return Parts(task, tokenizer, model, data, collate, teacher, plan, census, grouping, notes, more_inputs)
 
 
-def build_loader(options: TrainOptions, parts: Parts, accelerator: Accelerator) -> StepLoader | None:
+def build_loader(
+    options: TrainOptions, parts: Parts, epochs: float, accelerator: Accelerator
+) -> StepLoader | StreamLoader | None:
     """The training batches of this rank; None where nothing is trained."""
     if not options.do_train:
         return None
+    if parts.data.stream is not None:
+        return setup.build_stream_loader(options, parts.data.stream, parts.collate, parts.task, epochs, accelerator)
     return setup.build_loader(options, parts.data.train, parts.collate, parts.grouping, parts.task, accelerator)
 
 
@@ -212,14 +222,14 @@ def build_session(
     options: TrainOptions,
     recipe: Recipe,
     parts: Parts,
-    loader: StepLoader | None,
+    loader: StepLoader | StreamLoader | None,
     teacher: Teacher | None,
     total_steps: int,
     accelerator: Accelerator,
     backend: Backend,
 ) -> Session:
     """Shard the model and put all that the loop needs into one place."""
-    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys)
+    accepts = setup.accepted_inputs(parts.model) - set(parts.task.label_keys) | parts.more_inputs
     build_whole = setup.whole_model_builder(parts.model, parts.plan)
     optimizer = setup.build_optimizer(options, parts.model)
     base_weight_decay = [group["weight_decay"] for group in optimizer.param_groups]
@@ -257,7 +267,9 @@ def build_session(
     )
 
 
-def check_disk(options: TrainOptions, parts: Parts, loader: StepLoader | None, last_step: int) -> list[str]:
+def check_disk(
+    options: TrainOptions, parts: Parts, loader: StepLoader | StreamLoader | None, last_step: int
+) -> list[str]:
     """Raise OutputError when the disk cannot even hold the final model and a checkpoint; a warning when it is tight."""
     checkpoint_bytes, final_bytes = checkpoint_and_final_bytes(options, parts)
     warning = outputs.check_disk(
@@ -304,7 +316,7 @@ def lost_sparsity(options: TrainOptions, recipe: Recipe, census: Census) -> list
     return []
 
 
-def num_checkpoints(options: TrainOptions, loader: StepLoader | None, last_step: int) -> int:
+def num_checkpoints(options: TrainOptions, loader: StepLoader | StreamLoader | None, last_step: int) -> int:
     """How many checkpoints will lie in the folder at the end."""
     if loader is None or options.one_shot or options.save_strategy == "no" or not last_step:
         return 0
@@ -332,12 +344,12 @@ def open_trackers(
 
 
 def _announcement(parts: Parts, state: TrainState, epochs: float, accelerator: Accelerator, backend: Backend) -> str:
-    features = len(parts.data.train) if parts.data.train is not None else 0
+    data = f"{len(parts.data.train):,} features" if parts.data.train is not None else "streamed text"
     precision = backend.precision if backend.precision != "no" else "fp32"
     count = accelerator.num_processes
     processes = "1 process" if count == 1 else f"{count} processes ({backend.name})"
     return (
-        f"{features:,} features, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
+        f"{data}, {state.clock.steps_per_epoch:,} steps an epoch, {epochs:g} epochs, {state.last_step:,} "
         f"steps; {processes} on {accelerator.device.type}, {precision}"
     )
 

@@ -30,6 +30,7 @@ from sparse_accel.compress.plan import CompressionPlan, install, needs_quantized
 from sparse_accel.compress.positions import pack_positions
 from sparse_accel.compress.weight_storage import compact_where_it_pays, model_zeros
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
+from sparse_accel.folders.head_rows import ROWS, hook_head, let_head_choose
 from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
@@ -52,11 +53,12 @@ from sparse_accel.runtime.launch import (
 )
 from sparse_accel.runtime.option_checks import without_effect
 from sparse_accel.runtime.options import TEXT, TOKEN, TrainOptions
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import LoadedTeacher
 from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy, label_order
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
-from sparse_accel.tasks.base import TaskData
+from sparse_accel.tasks.base import Stream, TaskData
 from sparse_accel.tasks.collating import Collate, Collator, PackedCollator
 
 # Strategies of accelerate that this version knows.
@@ -474,6 +476,30 @@ def choose_batching(
     )
 
 
+def choose_head_rows(
+    task: Any,
+    model: nn.Module,
+    collate: Collate,
+    plan: CompressionPlan,
+    accelerator: Accelerator,
+    *,
+    is_distilled: bool,
+) -> tuple[Collate, frozenset[str]]:
+    """Batches for a head that computes the rows alone that the task reads, and the inputs that the model then takes beside its
+    own; the batches as they are where the task reads all rows, or a teacher or a quantizer's range has to see them."""
+    masked_only = getattr(task, "masked_only", None)
+    if masked_only is None or is_distilled or plan.num_quantizers:
+        return collate, frozenset()
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        # The others have no numbers to try it with.
+        is_able = on_main(accelerator, lambda: let_head_choose(model))
+        if is_able and not accelerator.is_main_process:
+            hook_head(model)
+    else:
+        is_able = let_head_choose(model)
+    return (masked_only(collate, ROWS), frozenset({ROWS})) if is_able else (collate, frozenset())
+
+
 def let_teacher_pack(teacher: Any, student: Any, output_keys: tuple[str, ...]) -> str | None:
     """Let a teacher take packed batches as they are, where it is able to and counts positions as the student does; else why
     its batches are padded, for the user."""
@@ -511,6 +537,39 @@ def build_loader(
         task,
         device=accelerator.device,
         num_workers=options.dataloader_num_workers,
+        pin_memory=options.dataloader_pin_memory,
+    )
+
+
+def build_stream_loader(
+    options: TrainOptions, stream: Stream, collate: Collate, task: Any, epochs: float, accelerator: Accelerator
+) -> StreamLoader:
+    """The training batches of this rank from a stream, whose `--max_steps` are all epochs. Raises OptionError where they are
+    no whole number of steps an epoch."""
+    steps_per_epoch = options.max_steps / epochs
+    if steps_per_epoch != int(steps_per_epoch):
+        fewer, more = (int(each(steps_per_epoch) * epochs) for each in (math.floor, math.ceil))
+        raise OptionError(
+            f"--max_steps {options.max_steps}: with --streaming these are the run's {epochs:g} epochs, all of the same length; "
+            f"{' or '.join(str(steps) for steps in (fewer, more) if steps > 0)} steps would be"
+        )
+    size = options.per_device_train_batch_size
+    lanes = StepSampler(
+        num_features=size * accelerator.num_processes * options.gradient_accumulation_steps,
+        micro_batch_size=size,
+        accumulation=options.gradient_accumulation_steps,
+        seed=0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return StreamLoader(
+        stream,
+        collate,
+        task,
+        lanes=lanes,
+        steps_per_epoch=int(steps_per_epoch),
+        device=accelerator.device,
+        reads_ahead=options.dataloader_num_workers > 0,
         pin_memory=options.dataloader_pin_memory,
     )
 

@@ -58,8 +58,9 @@ AfterStep = Callable[[Session, TrainState], None]
 def train(session: Session, state: TrainState, after_step: AfterStep) -> None:
     """Run optimizer steps from `state.clock` to `state.last_step`.
 
-    The loss of a step is the mean over all its features, on all ranks and in all micro-batches: however a step is split,
-    the gradient is the same. Raises InvariantError when the loss is found not to be finite (looked at by `after_step`).
+    The loss of a step is the mean over all its units (its tokens, for a part that is a mean over tokens), on all ranks and in
+    all micro-batches: however a step is split, the gradient is the same. Raises InvariantError when the loss is found not to
+    be finite (looked at by `after_step`).
     """
     session.model.train()
     for micro_batches in session.loader.steps(state.clock, state.last_step):
@@ -74,8 +75,11 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
     open_step(session, clock, micro_batches)
 
     own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
+    own_tokens = float(sum(micro_batch.num_tokens for micro_batch in micro_batches))
     # full, not tensor: the latter copies from the host and waits for the device.
-    step_units = session.reduce_sum(torch.full((), own_units, device=accelerator.device))
+    own = torch.stack([torch.full((), count, device=accelerator.device) for count in (own_units, own_tokens)])
+    # 1 where there is none at all: a step without a unit has no gradient.
+    step_units, step_tokens = session.reduce_sum(own).clamp(min=1.0)
     for index, micro_batch in enumerate(micro_batches):
         show_tokens(session, micro_batch)
         with micro_step(session, is_last=index == len(micro_batches) - 1):
@@ -83,9 +87,11 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
             terms = LossTerms.task(task_loss(session, outputs, micro_batch))
             terms = recipe.on_loss(terms, micro_batch.inputs, outputs, session, clock)
             # DDP averages over ranks, so each rank's part is weighted by world_size over all units of the step.
-            share = micro_batch.num_units * accelerator.num_processes / step_units
-            accelerator.backward(terms.total() * share)
-            accumulate(state, terms, micro_batch.num_units / step_units)
+            world_size = accelerator.num_processes
+            unit_share = micro_batch.num_units * world_size / step_units
+            token_share = micro_batch.num_tokens * world_size / step_tokens
+            accelerator.backward(terms.of_step(unit_share, token_share, torch.float32))
+            accumulate(state, terms, micro_batch.num_units / step_units, micro_batch.num_tokens / step_tokens)
     if session.options.max_grad_norm > 0:
         parameters = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
         accelerator.clip_grad_norm_(parameters, session.options.max_grad_norm)
@@ -114,7 +120,7 @@ def close_step(session: Session, clock: Clock) -> None:
 def show_tokens(session: Session, micro_batch: MicroBatch) -> None:
     """Tell the quantizers whether the tokens of the micro-batch that follows count. Those of one without features do not, but
     the other ranks may need this one's part of the weights."""
-    observe_tokens(session.module, micro_batch.num_units > 0)
+    observe_tokens(session.module, micro_batch.num_tokens > 0)
 
 
 def task_loss(session: Session, outputs: Mapping[str, Tensor], micro_batch: MicroBatch) -> Tensor:
@@ -156,10 +162,13 @@ def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
 
 
 @torch.no_grad()
-def accumulate(state: TrainState, terms: LossTerms, share: Tensor | float) -> None:
+def accumulate(state: TrainState, terms: LossTerms, unit_share: Tensor | float, token_share: Tensor | float) -> None:
     """Add this rank's part of the step's loss to the running sums, without a device sync."""
-    values = {name: term.value.detach().double() * share for name, term in terms.terms.items()}
-    loss = terms.total().detach().double() * share
+    values = {
+        name: term.value.detach().double() * (token_share if term.per_token else unit_share)
+        for name, term in terms.terms.items()
+    }
+    loss = terms.of_step(unit_share, token_share, torch.float64)
     for name, value in {"loss": loss, **{f"{name}_loss": value for name, value in values.items()}}.items():
         state.window[name] = state.window[name] + value if name in state.window else value
     # A sum of its own from the start: a checkpoint file takes no two names for one memory.

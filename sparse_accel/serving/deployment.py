@@ -83,6 +83,8 @@ class ServedTokenizer:
     pad_token_id: int | None
     cls_token_id: int | None
     bos_token_id: int | None
+    mask_token_id: int | None
+    unk_token_id: int | None
     pad_token_type_id: int
     padding_side: str
     truncation_side: str
@@ -345,6 +347,8 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         pad_token_id=token_id("pad_token"),
         cls_token_id=token_id("cls_token"),
         bos_token_id=token_id("bos_token"),
+        mask_token_id=token_id("mask_token"),
+        unk_token_id=token_id("unk_token"),
         pad_token_type_id=settings.get("pad_token_type_id", 0),
         padding_side=settings.get("padding_side", "right"),
         truncation_side=settings.get("truncation_side", "right"),

@@ -29,10 +29,17 @@ def _token_classification() -> Task:
     return TokenClassification()
 
 
+def _masked_language_modeling() -> Task:
+    from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
+
+    return MaskedLanguageModeling()
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
     "text_classification": _text_classification,
     "token_classification": _token_classification,
+    "masked_language_modeling": _masked_language_modeling,
 }
 
 ALIASES: dict[str, str] = {
@@ -41,6 +48,8 @@ ALIASES: dict[str, str] = {
     "sequence_classification": "text_classification",
     "sentiment_analysis": "text_classification",
     "ner": "token_classification",
+    "mlm": "masked_language_modeling",
+    "masked_lm": "masked_language_modeling",
 }
 
 

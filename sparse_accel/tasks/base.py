@@ -106,11 +106,32 @@ class Split:
     context: Any = None
 
 
+class Lanes(Protocol):
+    """Training features that are read while training: each lane gives one a step."""
+
+    def take(self) -> Features:
+        """The next feature of each lane, in the order of the lanes."""
+        ...
+
+    def skip(self, count: int) -> None:
+        """Go on as after `count` times `take`."""
+        ...
+
+
+class Stream(Protocol):
+    """Training data that does not fit into memory."""
+
+    def lanes(self, own: np.ndarray, num_lanes: int) -> Lanes:
+        """The lanes `own`, int64 [n], of the `num_lanes` that a step has features, from their beginnings."""
+        ...
+
+
 @dataclass(frozen=True)
 class TaskData:
     """All that a run needs of its data. A part that was not asked for is None.
 
-    `collate` makes padded batches of features. `head` is what the model's config must say before the model is loaded (how
+    `collate` makes padded batches of features. `stream` takes the place of `train` where the training data is read while
+    training. `head` is what the model's config must say before the model is loaded (how
     many labels there are and what they are called). `more_validation` and `more_test` are further splits that are scored
     at the end, by the suffix of their metrics. `notes` are sentences for the person who started the run; `num_dropped`
     counts the rows that `--on_bad_rows skip` left out.
@@ -118,6 +139,7 @@ class TaskData:
 
     collate: Collator
     train: Features | None = None
+    stream: Stream | None = None
     validation: Split | None = None
     test: Split | None = None
     more_validation: Mapping[str, Split] = field(default_factory=dict)

@@ -268,6 +268,15 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
 
     Raises DataError when it cannot be loaded or has no such split.
     """
+    loaded = open_data_set(name, config, split, cache_dir)
+    named = _class_names(loaded.features)
+    return [
+        Row(f"{name} ({split}): row {number}", _with_names(row, named)) for number, row in enumerate(loaded, start=1)
+    ]
+
+
+def open_data_set(name: str, config: str | None, split: str, cache_dir: str | None) -> Any:
+    """One split of a data set of the `datasets` library, whose rows stay on disk. Raises DataError as `read_data_set` does."""
     loaded = _open_data_set(name, config, cache_dir)
     if split not in loaded:
         raise DataError(
@@ -275,11 +284,7 @@ def read_data_set(name: str, config: str | None, split: str, cache_dir: str | No
         )
     if not len(loaded[split]):
         raise DataError(f"the data set {name!r}, split {split!r}: holds no rows")
-    named = _class_names(loaded[split].features)
-    return [
-        Row(f"{name} ({split}): row {number}", _with_names(row, named))
-        for number, row in enumerate(loaded[split], start=1)
-    ]
+    return loaded[split]
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from sparse_accel.compress.census import Census
-from tests import running, tiny_text
+from tests import running, tiny_mlm, tiny_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 HEADER = "step loss lr sparsity phase"
@@ -37,6 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "text_classification/dense": {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "text_classification/gradual_pruning": {
+        "recipe_args": '{"num_epochs": 3, "init_lr": 3e-4, "pruning_start_epoch": 0.5, "pruning_end_epoch": 2.5, '
+        '"pruning_update_frequency": 0.5, "init_sparsity": 0.6, "final_sparsity": 0.8}'
     },
     "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
     "text_classification/pruned_quant": {
@@ -62,6 +66,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
     },
+    "masked_language_modeling/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
 }
 
 
@@ -70,6 +78,7 @@ WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
     "text_classification": tiny_text.tiny_text_world,
     "token_classification": running.tiny_token_world,
+    "masked_language_modeling": tiny_mlm.tiny_mlm_world,
 }
 
 

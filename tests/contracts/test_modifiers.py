@@ -156,6 +156,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
     options: Any = SimpleNamespace(
         max_grad_norm=1.0,
         distill_include_padding=False,
+        distill_top_k=0,
         optim="adamw_torch",
         learning_rate=1e-3,
         weight_decay=0.01,
@@ -178,7 +179,7 @@ def session_of(recipe: Recipe, *, planned_by: Recipe | None = None) -> Session:
         loader=StepLoader(
             StepSampler(num_features=24, micro_batch_size=3, accumulation=2, seed=5, rank=0, world_size=1),
             features,  # type: ignore[arg-type]  # which the collator alone looks at
-            lambda columns, indices: {key: column[indices] for key, column in columns.items()},
+            lambda columns, indices, epoch: {key: column[indices] for key, column in columns.items()},
             task,
             device=torch.device("cpu"),
         ),

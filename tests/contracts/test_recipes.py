@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from transformers import (
+    BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -29,11 +30,13 @@ STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
     "question_answering": bert,
     "text_classification": lambda: BertForSequenceClassification(bert_config()),
     "token_classification": lambda: BertForTokenClassification(bert_config()),
+    "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
 }
 MODELS = {
     "question_answering": BertForQuestionAnswering,
     "text_classification": BertForSequenceClassification,
     "token_classification": BertForTokenClassification,
+    "masked_language_modeling": BertForMaskedLM,
 }
 
 every_recipe = pytest.mark.parametrize("name", shipped.names())

@@ -51,10 +51,12 @@ class World:
     perfect: Callable[[Split], dict[str, list[np.ndarray]]]
     # The metrics of perfect outputs.
     best: Mapping[str, float]
-    # Options of a command that trains on it, beside those of every task.
-    flags: Mapping[str, str] = field(default_factory=dict)
     # What the model's config calls its labels.
     labels: Sequence[str] | None = None
+    # Options of a command that trains on it, beside those of every task.
+    flags: Mapping[str, str] = field(default_factory=dict)
+    # What a model that is wrong would give, made of that.
+    wrong: Callable[[np.ndarray], np.ndarray] = np.negative
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -101,7 +103,31 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
+def tiny_texts() -> list[dict[str, str]]:
+    """As many texts as ROWS, each longer than the longest feature of these tests."""
+    contexts = [row["context"] for row in tiny_rows(16 * ROWS)[::4]]
+    return [{"text": " ".join(contexts[at : at + 4])} for at in range(0, 4 * ROWS, 4)]
+
+
+def all_guessed(split: Split) -> dict[str, list[np.ndarray]]:
+    """Masked language modelling: of each feature the loss, the number of masked tokens, and how many are guessed."""
+    return {"logits": [np.array([0.0, 3.0, 3.0])] * len(split.features)}
+
+
 WORLDS: dict[str, World] = {
+    "masked_language_modeling": World(
+        model=lambda path: tiny_bert(path, head="MaskedLM"),
+        tokenizer=tiny_tokenizer,
+        layouts={
+            "lines.txt": lambda path: path.write_text("\n\n".join(row["text"] for row in tiny_texts())),
+            "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_texts()})),
+            "table.csv": lambda path: write_csv(path, tiny_texts()),
+            "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_texts()))),
+        },
+        perfect=all_guessed,
+        best={"accuracy": 1.0, "loss": 0.0, "perplexity": 1.0},
+        wrong=lambda scores: scores * [0, 1, 0] + [6, 0, 0],
+    ),
     "question_answering": World(
         model=tiny_bert,
         tokenizer=tiny_tokenizer,
@@ -260,7 +286,7 @@ def test_perfect_outputs_score_as_perfect_and_others_do_not(name: str, tmp_path:
     assert {path.name for path in written} == {f"eval_{file}.json" for file in scored.files}
     assert [json.loads(path.read_text("utf-8")) for path in written] == list(scored.files.values())
 
-    wrong = {key: [-row for row in rows] for key, rows in outputs.items()}
+    wrong = {key: [world.wrong(row) for row in rows] for key, rows in outputs.items()}
     found = task.score(split, wrong, options).metrics
     for metric, best in world.best.items():
         assert found[metric] > best if metric in LOWER_IS_BETTER else found[metric] < best, metric

@@ -55,7 +55,7 @@ BATCH = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": MASK
 
 def session(teacher: Any, include_padding: bool = False) -> Any:
     return SimpleNamespace(
-        teacher=teacher, task=Spans(), options=SimpleNamespace(distill_include_padding=include_padding)
+        teacher=teacher, task=Spans(), options=SimpleNamespace(distill_include_padding=include_padding, distill_top_k=0)
     )
 
 

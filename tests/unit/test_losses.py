@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_accel.compress.losses import kl_divergence
+from sparse_accel.compress.losses import kl_divergence, top_k_kl_divergence
 
 
 def logits(*shape: int, seed: int) -> torch.Tensor:
@@ -87,3 +87,52 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
     loss = kl_divergence(student, teacher, 2.0)
     assert loss.dtype is torch.float32
     torch.testing.assert_close(loss, reference(student.float(), teacher.float(), 2.0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(k=st.integers(1, 7), temperature=st.floats(0.5, 20.0), seed=st.integers(0, 999))
+def test_the_k_largest_and_the_rest_as_one_are_k_plus_one_classes(k: int, temperature: float, seed: int) -> None:
+    """The formula written out: probabilities first, the others added up, then KL by classes."""
+    student, teacher = logits(5, 8, seed=seed).double(), logits(5, 8, seed=seed + 1000).double()
+    p, q = (torch.softmax(logits / temperature, dim=-1) for logits in (teacher, student))
+    largest = p.topk(k, dim=-1).indices
+    p, q = (torch.cat([x.gather(-1, largest), 1 - x.gather(-1, largest).sum(-1, keepdim=True)], -1) for x in (p, q))
+    expected = (p * (p / q).log()).sum(-1).mean() * temperature**2
+    found = top_k_kl_divergence(student.float(), teacher.float(), temperature, k)
+    torch.testing.assert_close(found, expected.float(), rtol=2e-4, atol=1e-5)
+    assert found <= kl_divergence(student.float(), teacher.float(), temperature) * (1 + 1e-5) + 1e-6
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999))
+def test_with_all_classes_top_k_is_the_whole_divergence_gradient_included(seed: int) -> None:
+    keep = torch.tensor([[True, True, False], [True, False, False]])
+    losses, gradients = [], []
+    for whole in (True, False):
+        student = logits(2, 3, 9, seed=seed).requires_grad_()
+        teacher = logits(2, 3, 9, seed=seed + 1000).masked_fill(~keep.unsqueeze(-1), torch.nan)
+        found = (
+            kl_divergence(student, teacher, 2.0, keep) if whole else top_k_kl_divergence(student, teacher, 2.0, 9, keep)
+        )
+        found.backward()
+        losses.append(found.detach())
+        gradients.append(student.grad)
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[1] is not None and (gradients[1][~keep] == 0).all()
+
+
+def test_top_k_draws_mass_out_of_the_rest() -> None:
+    """A student that is right about the k among themselves, but has its mass elsewhere, is not right."""
+    teacher = torch.tensor([[5.0, 4.0, -20.0, -20.0]])
+    student = torch.tensor([[1.0, 0.0, 8.0, 8.0]], requires_grad=True)
+    top_k_kl_divergence(student, teacher, 1.0, 2).backward()
+    assert student.grad is not None
+    assert (student.grad[0, :2] < -0.1).all() and (student.grad[0, 2:] > 0.1).all()
+
+
+def test_top_k_without_a_row_is_zero_with_no_gradient() -> None:
+    student = torch.full((1, 2, 4), torch.inf, requires_grad=True)
+    found = top_k_kl_divergence(student, torch.full((1, 2, 4), torch.nan), 2.0, 2, torch.zeros(1, 2, dtype=torch.bool))
+    found.backward()
+    assert found.item() == 0 and student.grad is not None and (student.grad == 0).all()

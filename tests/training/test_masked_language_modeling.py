@@ -1,0 +1,242 @@
+"""Masked language models through the real command: how a run goes on, what is streamed, and what bad input is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from sparse_accel.errors import DataError, ModelError, OptionError, SparseAccelError
+from sparse_accel.runtime import setup
+from sparse_accel.runtime.option_parsing import load_options
+from sparse_accel.runtime.run import train
+from tests import running
+from tests.tiny import tiny_bert, tiny_rows
+
+TASK = "masked_language_modeling"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("mlm")
+    tiny_bert(folder / "student", head="MaskedLM", dropout=0.0)
+    contexts = [row["context"] for row in tiny_rows(256)[::4]]
+    (folder / "train.txt").write_text("\n".join(contexts[:48]), "utf-8")
+    (folder / "validation.txt").write_text("\n".join(contexts[48:]), "utf-8")
+    return {
+        "model_name_or_path": folder / "student",
+        "train_file": folder / "train.txt",
+        "validation_file": folder / "validation.txt",
+        "do_train": True,
+        "max_seq_length": 32,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "num_train_epochs": 1,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "cache_dir": folder / "cache",
+    }
+
+
+def run(options: dict[str, Any], output_dir: Path, **changes: Any) -> Path:
+    flags = {**options, **changes, "output_dir": output_dir}
+    try:
+        train(load_options(TASK, {name: str(value) for name, value in flags.items() if value is not None}))
+    finally:
+        AcceleratorState._reset_state(True)
+    return output_dir
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in running.log(folder)]
+
+
+@pytest.mark.parametrize("streaming", [None, True])
+def test_a_continued_run_is_the_uninterrupted_one(
+    streaming: bool | None, world: dict[str, Any], tmp_path: Path
+) -> None:
+    """Masks and text are those of the step, not of what was done before."""
+    steps = {"streaming": streaming, "save_strategy": "steps", "save_steps": 4}
+    whole = run(world, tmp_path / "whole", **steps)
+    run(world, tmp_path / "parts", **steps)
+    for name in ("model.safetensors", "all_results.json"):
+        (tmp_path / "parts" / name).unlink()
+    run(world, tmp_path / "parts", **steps, resume_from_checkpoint=tmp_path / "parts/checkpoint-4")
+    assert running.differing(whole, tmp_path / "parts") == []
+    assert losses(tmp_path / "parts") == losses(whole) and len(losses(whole)) == 6
+
+
+@pytest.mark.parametrize("streaming", [None, True])
+def test_a_step_is_the_same_however_it_is_cut(streaming: bool | None, world: dict[str, Any], tmp_path: Path) -> None:
+    one = run(world, tmp_path / "one", streaming=streaming, max_steps=3)
+    other = run(
+        world,
+        tmp_path / "other",
+        streaming=streaming,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        batching="padded" if streaming else "packed",
+    )
+    assert losses(other) == pytest.approx(losses(one), rel=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "albert"])
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_a_head_that_computes_masked_tokens_alone_learns_the_same(
+    kind: str, batching: str, world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bert(tmp_path / "student", kind=kind, head="MaskedLM", dropout=0.0)
+    options = {"model_name_or_path": tmp_path / "student", "batching": batching, "max_steps": 2, "do_eval": True}
+    chosen = []
+    real = setup.choose_head_rows
+    monkeypatch.setattr(setup, "choose_head_rows", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
+    one = run(world, tmp_path / "one", **options)
+    assert chosen[0][1], "the head was not able to"
+    monkeypatch.setattr(setup, "choose_head_rows", lambda task, model, collate, *a, **k: (collate, frozenset()))
+    other = run(world, tmp_path / "other", **options)
+    assert losses(one) == pytest.approx(losses(other), rel=2e-6)
+    ours, theirs = running.results(one), running.results(other)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+DISTILLED = """
+training_modifiers:
+  - !EpochRangeModifier
+    start_epoch: 0.0
+    end_epoch: 1.0
+distillation_modifiers:
+  - !DistillationModifier
+    hardness: 0.5
+"""
+
+
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_a_distilled_step_is_the_same_however_it_is_cut(top_k: int, world: dict[str, Any], tmp_path: Path) -> None:
+    """Lines of many lengths: a micro-batch's share of the masked tokens is not its share of all tokens."""
+    tiny_bert(tmp_path / "teacher", head="MaskedLM", seed=3)
+    (tmp_path / "recipe.yaml").write_text(DISTILLED)
+    text = "\n".join(row["context"][: 20 + 17 * (at % 7)] for at, row in enumerate(tiny_rows(64)))
+    (tmp_path / "train.txt").write_text(text)
+    options = {"train_file": tmp_path / "train.txt", "line_by_line": True, "max_seq_length": 64, "max_steps": 2}
+    options |= {"recipe": tmp_path / "recipe.yaml", "distill_teacher": tmp_path / "teacher", "batching": "padded"}
+    options["distill_top_k"] = top_k or None
+    one = run(world, tmp_path / "one", **options)
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    other = run(world, tmp_path / "other", **options, **cut)
+    for term in ("loss", "task_loss", "distillation_loss"):
+        ours, theirs = ([line[term] for line in running.log(out)] for out in (one, other))
+        assert ours == pytest.approx(theirs, rel=2e-6), term
+
+
+def test_a_stream_read_ahead_is_the_same_stream(world: dict[str, Any], tmp_path: Path) -> None:
+    options = {"streaming": True, "line_by_line": True, "max_steps": 3}
+    one = run(world, tmp_path / "one", **options)
+    other = run(world, tmp_path / "other", **options, dataloader_num_workers=1)
+    assert losses(one) == losses(other)
+
+
+def test_an_evaluation_has_the_same_masks_every_time(world: dict[str, Any], tmp_path: Path) -> None:
+    """Without a step between them, and whatever the seed, the scores are equal; perplexity is exp of the loss."""
+    scored = [
+        running.results(run(world, tmp_path / str(seed), do_train=None, do_eval=True, seed=seed, batching=batching))
+        for seed, batching in ((1, None), (2, "padded"))
+    ]
+    assert scored[0] == pytest.approx(scored[1], rel=1e-5)
+    import math
+
+    assert scored[0]["eval_perplexity"] == pytest.approx(math.exp(scored[0]["eval_loss"]))
+    assert 0 <= scored[0]["eval_accuracy"] < 1
+
+
+def test_lines_are_held_out_where_there_is_no_validation_data(world: dict[str, Any], tmp_path: Path) -> None:
+    options = {"validation_file": None, "do_eval": True, "line_by_line": True, "max_seq_length": 512, "max_steps": 1}
+    found = running.results(run(world, tmp_path, **options, validation_split_percentage=25))
+    assert (found["train_samples"], found["eval_samples"]) == (36, 12)
+
+
+def test_tied_weights_are_pruned_and_quantized_and_what_is_written_scores_as_in_training(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = """
+training_modifiers:
+  - !EpochRangeModifier
+    start_epoch: 0.0
+    end_epoch: 2.0
+constant_modifiers:
+  - !ConstantPruningModifier
+    start_epoch: 0.0
+    params: __ALL_PRUNABLE__
+quantization_modifiers:
+  - !QuantizationModifier
+    start_epoch: 1.0
+    submodules: [bert.embeddings, bert.encoder, cls]
+distillation_modifiers:
+  - !DistillationModifier
+    start_epoch: 0.0
+    hardness: 0.5
+"""
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    options = {"recipe": tmp_path / "recipe.yaml", "do_eval": True, "max_train_samples": 12, "max_steps": -1}
+    out = run(world, tmp_path / "out", **options, distill_teacher="self", distill_top_k=5)
+    again = run(world, tmp_path / "again", model_name_or_path=out, do_train=None, do_eval=True, max_steps=-1)
+    ours, theirs = running.results(out), running.results(again)
+    assert {name: ours[name] for name in theirs if name.startswith("eval_")} == pytest.approx(theirs, rel=1e-4)
+    assert "distillation_loss" in running.log(out)[-1]
+
+
+BAD = [
+    ({"mlm_probability": "1.5"}, OptionError, "mlm_probability"),
+    ({"text_column_name": "txt"}, DataError, "train.txt: there is no column 'txt' .*did you mean 'text'"),
+    ({"distill_top_k": 3}, OptionError, "--distill_top_k: needs a --distill_teacher"),
+    ({"streaming": True, "max_steps": -1}, OptionError, "--streaming: nobody has counted the data"),
+    ({"streaming": True, "num_train_epochs": 4}, OptionError, "--max_steps 6: .* 4 or 8 steps would be"),
+    ({"streaming": True, "do_eval": True, "validation_file": None}, OptionError, "--do_eval: needs --validation_file"),
+    ({"streaming": True, "batching": "grouped"}, OptionError, "--batching grouped: has no effect with --streaming"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), BAD)
+def test_bad_options_are_told(
+    changes: dict[str, Any], kind: type[SparseAccelError], message: str, world: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(world, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("streaming", [None, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "empty.txt: is empty"),
+        ("blank.txt", b"\n \n\n", "blank.txt: (is empty|holds no text)"),
+        ("utf16.txt", "a lamp\n".encode("utf-16"), "utf16.txt: (is UTF-16|the line at byte 0 is not UTF-8)"),
+        ("binary.txt", b"a lamp\n\0\1\2\n", "binary.txt:.* holds a NUL character"),
+        ("columns.jsonl", b'{"txt": 3}\n', "columns.jsonl.*: 'txt' should be text, it is a number"),
+        ("words.xyz", b"a lamp\n", "words.xyz: (cannot tell the format|lines of text .* can be read)"),
+    ],
+)
+def test_bad_files_are_told(
+    name: str, content: bytes, message: str, streaming: bool | None, world: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((DataError, OptionError), match=message):
+        run(world, tmp_path / "out", train_file=tmp_path / name, streaming=streaming)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_a_mask_is_told(world: dict[str, Any], tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "student", head="MaskedLM")
+    path = tmp_path / "student/tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "mask_token": None}))
+    with pytest.raises(ModelError, match="has no mask token"):
+        run(world, tmp_path / "out", model_name_or_path=tmp_path / "student")
+    assert load_file(tmp_path / "student/model.safetensors")
