@@ -13,6 +13,7 @@ from sparse_accel.serving.deployment import task_of
 PREDICTORS: Final[dict[str, tuple[str, str]]] = {
     "question_answering": ("sparse_accel.serving.predicting", "Predictor"),
     "text_classification": ("sparse_accel.serving.text_predicting", "TextPredictor"),
+    "token_classification": ("sparse_accel.serving.token_predicting", "TokenPredictor"),
 }
 
 
@@ -27,7 +28,7 @@ def Predictor(
     max_answer_length: int | None = None,
 ) -> Any:
     """Open a deployment folder, or a plain model folder, to predict with: called with a question and a context it answers, with
-    a text (and the second of a pair) it classifies, as the folder's task is.
+    a text (and the second of a pair) it classifies or labels the words, as the folder's task is.
 
     `engine` is onnxruntime, openvino or torch (left out: by what the folder holds); the last two are for questions alone.
     Raises ModelError, OptionError and DataError, all of them before the first prediction.
