@@ -66,6 +66,8 @@ def test_kept_and_accumulated_weights_are_those_of_one_batch(world: dict[str, An
     assert share_of_zeros(one) == [pytest.approx(0.8, abs=1e-3)] * 12
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code
+@pytest.mark.timeout(900)
 def test_a_compiled_run_prunes_the_same(world: dict[str, Any], tmp_path: Path) -> None:
     options = {"recipe": recipe(tmp_path), "optim": "sgd", "learning_rate": 0.1}
     plain = running.run(world, tmp_path / "plain", **options)
