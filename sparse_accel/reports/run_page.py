@@ -307,7 +307,9 @@ def _kind_row(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _layer(entry: Mapping[str, Any], zeros: str) -> LayerZeros:
-    return LayerZeros(*(entry[key] for key in ("name", "kind", "row", "column", "numel")), entry[zeros])
+    return LayerZeros(
+        entry["name"], entry["kind"], entry["row"], entry["column"], numel=entry["numel"], zeros=entry[zeros]
+    )
 
 
 def _export(exported: Mapping[str, Any] | None, deployment: str) -> Iterator[str]:
