@@ -15,6 +15,10 @@ VENV := .venv
 PIP_INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 STAMP := $(VENV)/.installed
 
+# Container images often set this. A process that finds no compiled modules compiles torch and transformers itself, which
+# takes 4 seconds more, and the demo and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@sed -n '3,4s/^# *//p' Makefile
 

@@ -9,6 +9,7 @@ SparseAccelError            bad input: one message, exit code 2
 ├── ZooError                a `zoo:` stub, or a catalogue that says what one stands for
 ├── LaunchError             the launch is not what was asked for
 ├── OutputError             the output folder or the disk
+├── LoopError               a call of one's own loop: in another order, or with what it cannot use
 └── InvariantError          training broke a promise (a revived zero, a non-finite loss); exit code 3
 """
 
@@ -68,6 +69,10 @@ class LaunchError(SparseAccelError):
 
 class OutputError(SparseAccelError):
     """The output folder may not be written, or the disk is too small."""
+
+
+class LoopError(SparseAccelError):
+    """A call from one's own training loop that comes at the wrong moment, or brings what cannot be used."""
 
 
 class InvariantError(SparseAccelError):

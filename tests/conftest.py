@@ -31,6 +31,28 @@ settings.load_profile("reproducible")
 
 from tests import tiny  # noqa: E402
 
+# The files that take longest, longest first. `check.py` gives whole files to its processes in this order: were one of these
+# the last, the other processes would wait for it.
+LONGEST = (
+    "test_readme.py",
+    "test_demo.py",
+    "distributed/test_backends.py",
+    "training/test_resume.py",
+    "distributed/test_starting.py",
+    "distributed/test_two_processes.py",
+    "export/test_architectures.py",
+    "export/test_export_folder.py",
+    "distributed/test_two_nodes.py",
+    "training/test_sparse_transfer.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; within a file, and among the others, the order stays."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in places), "LONGEST names a file that is gone"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

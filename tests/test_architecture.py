@@ -35,7 +35,7 @@ def _part(layer: int, third_party: str = "", neighbours: str = "") -> Part:
 
 
 PARTS: dict[str, Part] = {
-    "__init__": _part(5),  # for type checkers alone: at run time it imports lazily
+    "__init__": _part(6),  # for type checkers alone: at run time it imports lazily
     "errors": _part(0),
     "timeline": _part(0),
     "schedules": _part(0, neighbours="errors"),
@@ -49,11 +49,13 @@ PARTS: dict[str, Part] = {
     "recipe": _part(3, "torch pydantic yaml matplotlib"),
     "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
+    "reports": _part(3, "safetensors", neighbours="recipe folders"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),
     "benchmarking": _part(4, "torch numpy transformers datasets tokenizers rich matplotlib", neighbours="runtime"),
     "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),
     "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime rich", neighbours="serving"),
     "cli": _part(5, "torch safetensors typer rich"),
+    "python_api": _part(5, neighbours="cli"),
     "__main__": _part(6),
 }
 

@@ -51,7 +51,7 @@ def test_a_folder_with_another_demo_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_runs_to_its_table_and_does_nothing_twice(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sparse_accel", "demo", "--output_dir", "run", "--train_questions", "96"]
+    command = [sys.executable, "-m", "sparse_accel", "demo", "--output_dir", "run", "--train_questions", "48"]
     command += ["--validation_questions", "8"]
 
     def run() -> str:

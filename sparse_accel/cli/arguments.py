@@ -22,11 +22,14 @@ _HELP: Final = ("--help", "-h")
 
 @dataclass(frozen=True)
 class Flag:
-    """One option of a command. A switch may stand alone; a list takes as many words as are among its `choices`."""
+    """One option of a command. A switch may stand alone; a list takes as many words as are among its `choices`. An option
+    whose value may be left out stands for `alone` then, and takes the word behind it only if that ends in `ending`."""
 
     name: str
     is_switch: bool = False
     choices: Collection[str] = ()
+    alone: str | None = None
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def _normalised(words: list[str], line: CommandLine) -> Iterator[str]:
             if not equals:
                 value = "true"
                 if following is not None and following.lower() in BOOLEAN_WORDS:
+                    value, position = following, position + 1
+            yield f"--{flag.name}={value}"
+        elif flag.alone is not None:
+            if not equals:
+                value = flag.alone
+                if following is not None and following.endswith(flag.ending):
                     value, position = following, position + 1
             yield f"--{flag.name}={value}"
         else:

@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions, or fills gaps, from arguments, a file or standard input."""
+"""The command `predict`: answers questions, classifies texts or fills gaps, from arguments, a file or standard input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,19 +58,31 @@ def predict_command(
         str | None,
         typer.Option("--context_file", help="A text file in its place; - is standard input.", show_default=False),
     ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option(
-            "--file",
-            help="Rows with question and context: JSON, JSON lines, CSV, parquet or SQuAD's layout.",
-            show_default=False,
-        ),
-    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
             "--text",
-            help="For a masked language model: a text with gaps, such as [MASK]; may be given several times.",
+            help="A text to classify, or one with gaps to fill, such as [MASK]; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    text_pair: Annotated[
+        list[str] | None,
+        typer.Option("--text_pair", help="The second text of a pair; as often as --text.", show_default=False),
+    ] = None,
+    input_column_names: Annotated[
+        str | None,
+        typer.Option(
+            "--input_column_names",
+            help="Of --file: the column with the text, or two of them. Left out: training's.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            help="Rows with question and context, or with texts: JSON, JSON lines, CSV, parquet, SQuAD's or GLUE's layout.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +95,7 @@ def predict_command(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object a line: id, question, answer, score, start, end, n_best."),
+        typer.Option("--json", help="One JSON object a line: id and what was found, with scores."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
@@ -123,33 +135,48 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts, or fill the gaps of texts. Without --question, --text and --file, questions are read from
-    standard input, one JSON object with question and context a line, and answered as they come."""
+    """Answer questions about texts, classify texts or fill their gaps, as the model does. Without --question, --text and
+    --file, input is read from standard input, one JSON object a line with question and context (or text, or text and
+    text_pair), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
-    source = "texts" if text else _source(question or [], context, context_file, file)
     _check_output(output)
     deployment = model_folder(deployment, "DEPLOYMENT", zoo)
-    if text or _fills_masks(deployment):
-        _refuse_for_masks(deployment, text, source, doc_stride, max_answer_length, n_best)
-        assert text or file is not None
-        with _opened(output) as stream:
-            fill_masks(
-                deployment,
-                text or texts_of_file(str(file), on_bad_rows, _say),
-                stream,
-                top_k=top_k,
-                as_json=as_json,
-                refuse=lambda message: _refuse(message, on_bad_rows),
-                say=_say,
-                engine=engine,
-                threads=threads,
-                batch_size=batch_size,
-                max_seq_length=max_seq_length,
-            )
+    from sparse_accel.serving.deployment import task_of
+
+    task = task_of(deployment)
+    asking = {
+        "question": question,
+        "context": context,
+        "context_file": context_file,
+        "n_best": n_best,
+        "doc_stride": doc_stride,
+        "max_answer_length": max_answer_length,
+    }
+    settings = _Engine(engine, threads, batch_size, max_seq_length)
+    if task == "masked_language_modeling":
+        _refuse_foreign({**asking, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
+        _fill(
+            deployment, text or [], file, settings, top_k=top_k, as_json=as_json, output=output, on_bad_rows=on_bad_rows
+        )
         return 0
-    if top_k is not None:
-        raise OptionError("--top_k: is for masked language models; use --n_best")
+    _refuse_foreign({"top_k": top_k}, task, deployment)
+    if task == "text_classification":
+        _refuse_foreign(asking, task, deployment)
+        _classify(
+            deployment,
+            text or [],
+            text_pair or [],
+            file,
+            input_column_names,
+            settings,
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
+        )
+        return 0
+    _refuse_foreign({"text": text, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
+    source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
     if source == "file":
@@ -177,23 +204,100 @@ def predict_command(
     return 0
 
 
-def _fills_masks(deployment: Path) -> bool:
-    from sparse_accel.serving.deployment import read_deployment
+@dataclass(frozen=True)
+class _Engine:
+    """What runs the model, and how."""
 
-    return read_deployment(deployment).task == "masked_language_modeling"
+    engine: str | None
+    threads: int | None
+    batch_size: int
+    max_seq_length: int | None
 
 
-def _refuse_for_masks(deployment: Path, text: list[str] | None, source: str, *foreign: int | None) -> None:
-    """Raise OptionError for a model that fills no gaps, and for options that filling them has no use for."""
-    if not _fills_masks(deployment):
-        raise OptionError(f"--text: {deployment} fills no gaps; it answers a --question about a --context")
-    if source not in ("texts", "file"):
-        raise OptionError(f'{deployment} is a masked language model: pass --text "Paris is the [MASK] of France."')
-    if any(value is not None for value in foreign):
-        raise OptionError(
-            "--doc_stride, --max_answer_length and --n_best have no effect on a masked language model; --top_k says how many "
-            "fillings are shown"
+def _refuse_foreign(options: Mapping[str, Any], task: str, folder: Path) -> None:
+    """Raise OptionError for the first option that was given though a model for `task` has no use for it."""
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"--{name}: {folder} is a model for {task.replace('_', ' ')}, which has no such option")
+
+
+def _fill(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    top_k: int | None,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    if texts and file is not None:
+        raise OptionError("--text and --file contradict each other; pass one of them")
+    if not texts and file is None:
+        raise OptionError(f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France."')
+    with _opened(output) as stream:
+        fill_masks(
+            folder,
+            texts or texts_of_file(str(file), on_bad_rows, _say),
+            stream,
+            top_k=top_k,
+            as_json=as_json,
+            refuse=lambda message: _refuse(message, on_bad_rows),
+            say=_say,
+            engine=settings.engine,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
         )
+
+
+def _classify(
+    folder: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    file: str | None,
+    input_column_names: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_texts
+    from sparse_accel.serving.text_predicting import TextPredictor
+    from sparse_accel.tasks.text_rows import named_columns
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_texts.source_of(texts, pairs, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    predictor = TextPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    trained_with = predictor.deployment.facts.settings
+    named = named_columns(input_column_names or trained_with.get("input_column_names"))
+    if source == "file":
+        assert file is not None
+        asked = predict_texts.from_file(
+            file, named, trained_with.get("task_name"), refuse, lambda note: _say(f"note: {note}")
+        )
+    elif source == "arguments":
+        if input_column_names is not None:
+            raise OptionError("--input_column_names names columns of --file or of JSON lines, and --text has none")
+        asked = iter(predict_texts.from_arguments(texts, pairs))
+    else:
+        asked = predict_texts.from_lines(sys.stdin.buffer, named, refuse)
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_texts.JsonLines(stream) if as_json else predict_texts.Readable(stream)
+        for one, found in predict_texts.classified(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

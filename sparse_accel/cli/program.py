@@ -17,6 +17,7 @@ from sparse_accel.cli import (
     decompress_command,
     evaluate_command,
     export_command,
+    inspect_command,
     launch_config_command,
     predict_command,
     recipe_command,
@@ -57,6 +58,9 @@ _SUMMARIES: Final = {
 
 # Commands that have commands of their own -> what is asked where none is named.
 _GROUPS: Final = {"benchmark": "of what", "recipe": "to do what"}
+
+# Parameters whose option may stand without a value -> what it then stands for, and how a word ends that is its value.
+_OPTIONAL_VALUES: Final = {"as_json": (inspect_command.TERMINAL, ".json")}
 
 app = typer.Typer(
     name="sparse_accel",
@@ -101,9 +105,10 @@ def _train_command(task: str) -> Callable[..., int]:
         check_installed(os.environ)
         given = {name: value for name, value in flags.items() if value is not None}
         options = load_options(task, given, args_file)
-        from sparse_accel.runtime.run import train
+        from sparse_accel.runtime.run import leave_processes, train
 
         train(options)
+        leave_processes()
         return 0
 
     file = typer.Argument(
@@ -240,6 +245,7 @@ for _module in (
     predict_command,
     benchmark_command,
     decompress_command,
+    inspect_command,
     launch_config_command,
     recipe_command,
     zoo_command,
@@ -270,7 +276,9 @@ def _plain_words(words: list[str], command: Any) -> list[str]:
     flags, negations = {}, {}
     for parameter in command.params:
         for spelling in (text.removeprefix("--") for text in parameter.opts if text.startswith("--")):
-            flags[spelling.replace("-", "_")] = Flag(spelling, is_switch=getattr(parameter, "is_flag", False))
+            alone, ending = _OPTIONAL_VALUES.get(parameter.name, (None, ""))
+            is_switch = getattr(parameter, "is_flag", False)
+            flags[spelling.replace("-", "_")] = Flag(spelling, is_switch, alone=alone, ending=ending)
             negations[spelling] = next(iter(parameter.secondary_opts), None)
     line = CommandLine(flags, unknown_option(flags))
     return _native_switches(normalise(words, line), line, negations)

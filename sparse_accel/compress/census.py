@@ -119,7 +119,7 @@ class Census:
             members = [p for p in self.parameters if p.kind == kind]
             if members:
                 total = sum(members, Count(0, 0))
-                quantized = sum(_kind_of_name(name) == kind for name in self.quantized_modules)
+                quantized = sum(kind_of_name(name) == kind for name in self.quantized_modules)
                 rows.append(KindCount(total.numel, total.zeros, kind, quantized))
         return rows
 
@@ -153,13 +153,14 @@ def _count_compact(name: str, layer: CompactLinear, zeros: int) -> ParameterCoun
     numel = layer.num_weights
     # Outside forward ZeRO-3 has no values here.
     zeros_kept = zeros - (layer.num_values - layer.num_kept) if layer.values.numel() else 0
-    return ParameterCount(numel, numel - layer.num_kept + zeros_kept, name, _kind_of_name(name), prunable=True)
+    return ParameterCount(numel, numel - layer.num_kept + zeros_kept, name, kind_of_name(name), prunable=True)
 
 
 def _kind(name: str, tensor: Tensor) -> str:
-    return _kind_of_name(name) if tensor.dim() > 1 else _OTHER
+    return kind_of_name(name) if tensor.dim() > 1 else _OTHER
 
 
-def _kind_of_name(name: str) -> str:
+def kind_of_name(name: str) -> str:
+    """The kind of a matrix: embeddings, attention, feed-forward, head or other."""
     lowered = name.lower()
     return next((kind for kind, pattern in _KINDS.items() if pattern.search(lowered)), _OTHER)

@@ -7,7 +7,8 @@ for compact weights, whose parameter is another), and `restore_layer` changes it
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,26 @@ from sparse_accel.compress.compact import CompactLinear, computing_dtype, make_c
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.kept_weights import kept_weight, versions
 from sparse_accel.compress.kernels.straight_through import Inside
-from sparse_accel.compress.masks import held, nonzero_mask
+from sparse_accel.compress.masks import MaskType, count_dropped, held, nonzero_mask, pruned_mask
 from sparse_accel.compress.ranges import ActivationQuantizer, ObservationContext, WeightQuantizer, structure_changed
 from sparse_accel.errors import ModelError
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """Asks for a mask that drops so much by magnitude; one that drops as much or more already stays as it is."""
+
+    sparsity: float
+    mask_type: MaskType
+
+
+# "nonzero": hold the zeros that the weight has when the request is first served. "held": hold the mask as it stands. None: no
+# mask.
+MaskRequest = Literal["nonzero", "held"] | Pruned | None
+
+
 class _Compressed(nn.Module):
-    """What compressed Linear and Embedding share: a mask that is captured once, and a weight quantizer."""
+    """What compressed Linear and Embedding share: a mask, and a weight quantizer."""
 
     weight: Tensor
     context: ObservationContext
@@ -32,10 +46,11 @@ class _Compressed(nn.Module):
     weight_quantizer: WeightQuantizer | None
     output_quantizer: ActivationQuantizer | None
 
-    # "nonzero": hold the zeros that the weight has when the request is first served. None: no mask.
-    mask_request: str | None = None
-    # Host mirror of the buffer `mask_captured`, so that a forward costs no device sync; None is not read yet.
+    mask_request: MaskRequest = None
+    # Host mirrors of the buffers, so that a forward costs no device sync: `mask_captured`, and how many units of a mask type
+    # `mask` drops. None is not read yet.
     _captured: bool | None = None
+    _dropped: tuple[MaskType, int] | None = None
 
     @property
     def captured(self) -> bool:
@@ -43,6 +58,41 @@ class _Compressed(nn.Module):
         if self._captured is None:
             self._captured = self.mask_captured is not None and bool(self.mask_captured)
         return self._captured
+
+    @property
+    def holds_mask(self) -> bool:
+        """Whether what the weight stores under the mask is no part of the model now."""
+        return self.mask_request is not None and self.captured
+
+    @property
+    def has_stray_values(self) -> bool:
+        """Whether the weight may store other numbers than zeros under its mask: gradual pruning leaves there what a weight was,
+        and an optimizer's momentum may move it."""
+        return self.holds_mask and self.mask_request != "nonzero"
+
+    def num_dropped(self, mask_type: MaskType) -> int:
+        """How many units of this type the mask drops; reads the device once after building or loading."""
+        if self._dropped is None or self._dropped[0] != mask_type:
+            assert self.mask is not None, "only a mask drops anything"
+            self._dropped = mask_type, int(count_dropped(self.mask, mask_type))
+        return self._dropped[1]
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor, mask_type: MaskType, num_dropped: int | None = None) -> None:
+        """Put another mask in place, which drops so many units of this type; None is not known."""
+        assert self.mask is not None and self.mask_captured is not None, "masks are set on masked layers only"
+        self.mask.copy_(mask)
+        self.mask_captured.fill_(True)
+        self._captured = True
+        self._dropped = None if num_dropped is None else (mask_type, num_dropped)
+
+    @torch.no_grad()
+    def clear_mask(self) -> None:
+        """Forget the mask: as if none had ever been asked for."""
+        assert self.mask is not None and self.mask_captured is not None, "masks are cleared on masked layers only"
+        self.mask.fill_(True)
+        self.mask_captured.fill_(False)
+        self._captured, self._dropped = False, None
 
     def masked_weight(self) -> Tensor:
         """The weight with exact zeros under the mask, and exactly zero gradient there, while a mask is requested."""
@@ -74,20 +124,26 @@ class _Compressed(nn.Module):
         return _masked(gradient, self.mask if self.mask_request is not None else None)
 
     def _serve_mask_request(self) -> Tensor | None:
-        """The mask to apply now, captured from the weight if this is the first time it is asked for."""
-        if self.mask_request is None:
+        """The mask to apply now, made from the weight where it is not yet what is asked for."""
+        request = self.mask_request
+        if request is None:
             return None
         assert self.mask is not None and self.mask_captured is not None, "masks are requested of masked layers only"
-        if not self.captured:
+        if isinstance(request, Pruned):
+            wanted = request.mask_type.num_dropped(tuple(self.mask.shape), request.sparsity)
+            if self.num_dropped(request.mask_type) < wanted:
+                mask = pruned_mask(self.weight, self.mask, request.mask_type, wanted)
+                self.set_mask(mask, request.mask_type, wanted)
+        elif request == "nonzero" and not self.captured:
             with torch.no_grad():
                 self.mask.copy_(nonzero_mask(self.weight))
                 self.mask_captured.fill_(True)
-            self._captured = True
+            self._captured, self._dropped = True, None
         return self.mask
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._captured = None
+        self._captured = self._dropped = None
 
 
 class CompressedLinear(_Compressed, nn.Linear):
@@ -253,7 +309,7 @@ def restore_layer(layer: nn.Module) -> None:
     for name in ("mask", "mask_captured", "weight_quantizer", "input_quantizer", "output_quantizer"):
         if hasattr(layer, name):
             delattr(layer, name)
-    for name in ("mask_request", "_captured", "context"):
+    for name in ("mask_request", "_captured", "_dropped", "context"):
         layer.__dict__.pop(name, None)
 
 

@@ -16,6 +16,8 @@ from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.fakequant import QuantSpec
 from sparse_accel.compress.layers import (
     CompressedLayer,
+    MaskRequest,
+    Pruned,
     QuantizedMatMul,
     check_layer,
     compress_layer,
@@ -23,7 +25,7 @@ from sparse_accel.compress.layers import (
     is_compressed,
     restore_layer,
 )
-from sparse_accel.compress.masks import nonzero_mask
+from sparse_accel.compress.masks import count_dropped, nonzero_mask
 from sparse_accel.compress.positions import mask_of, pack_positions
 from sparse_accel.compress.ranges import (
     ObservationContext,
@@ -43,6 +45,7 @@ __all__ = [
     "copy_requests",
     "fold",
     "install",
+    "masked_layers",
     "needs_quantized_attention",
     "prunable_parameters",
     "quantization_state",
@@ -115,6 +118,8 @@ class CompressionPlan:
         self._owners: dict[Hashable, dict[str, None]] = {}
         # Whether all who asked for a module's mask hold it from the first step to the last.
         self._lasting: dict[str, bool] = {}
+        # From which sparsity to which a weight is pruned while a recipe runs, by module.
+        self.pruned_from_to: dict[str, tuple[float, float]] = {}
 
     def add_mask(self, module_name: str, owner: Hashable, *, lasting: bool = False) -> None:
         """Plan a mask for a module's weight; `owner` finds it again through `masked_by`. `lasting` is for one that does
@@ -135,8 +140,8 @@ class CompressionPlan:
         """Plan to store of a masked weight what its mask keeps. Raises RecipeError for a mask that may change."""
         if not self.mask_is_lasting(module_name):
             raise RecipeError(
-                f"the weight of {module_name} cannot be stored compact: its mask does not hold from the first step to the "
-                "last; let its modifier start at epoch 0 and end at -1"
+                f"the weight of {module_name} cannot be stored compact: its mask does not hold, as it is, from the first step to "
+                "the last; only a ConstantPruningModifier from epoch 0 to -1 holds one so"
             )
         self.modules[module_name] = replace(self.modules[module_name], compact=True)
 
@@ -336,19 +341,16 @@ def prunable_parameters(model: nn.Module) -> list[str]:
     ]
 
 
-def request_masks(model: nn.Module, names: Iterable[str], request: str | None) -> None:
+def request_masks(model: nn.Module, names: Iterable[str], request: MaskRequest) -> None:
     """Say which masks hold from the next forward on, for the modules `names`.
 
-    "nonzero" holds the zeros that a weight had when first asked, None releases them. Raises ModelError for a module
-    without a mask, and for a release where the weight is compact: there is nothing of its zeros that could grow.
+    "nonzero" holds the zeros that a weight had when first asked, `Pruned` those and, by magnitude, as many more as are missing,
+    "held" the mask as it is; None releases them. Raises ModelError for a module without a mask, and where the weight is compact
+    for what would change its zeros.
     """
-    if request not in (None, "nonzero"):
-        raise ValueError(f'a mask request is "nonzero" or None, got {request!r}')
-    masked = {
-        name: layer
-        for name, layer in compressed_layers(model).items()
-        if isinstance(layer, CompactLinear) or layer.mask is not None
-    }
+    if request not in (None, "nonzero", "held") and not isinstance(request, Pruned):
+        raise ValueError(f'a mask request is "nonzero", "held", Pruned or None, got {request!r}')
+    masked = masked_layers(model)
     for name in names:
         layer = masked.get(name)
         if layer is None:
@@ -359,6 +361,17 @@ def request_masks(model: nn.Module, names: Iterable[str], request: str | None) -
             raise ModelError(
                 f"the mask of {name!r} cannot be released: its weight is compact, and its zeros are not stored"
             )
+        elif isinstance(request, Pruned):
+            raise ModelError(f"{name!r} cannot be pruned further: its weight is compact")
+
+
+def masked_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Every layer that has a mask, or is compact, by module name."""
+    return {
+        name: layer
+        for name, layer in compressed_layers(model).items()
+        if isinstance(layer, CompactLinear) or layer.mask is not None
+    }
 
 
 def copy_requests(source: nn.Module, target: nn.Module) -> None:
@@ -372,7 +385,7 @@ def copy_requests(source: nn.Module, target: nn.Module) -> None:
 
 def check_masks(model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | None = None) -> dict[str, int]:
     """For each module whose mask holds now: how many stored weights under it are not zero. More than 0 is a broken
-    promise.
+    promise. Under a mask that grows, stored weights are no part of the model; there it is how many blocks the mask lacks.
 
     `parameters` are the model's, by name and whole, one at a time, where its own are parts. A compact weight stores no
     zeros; there it is how many values have no place, or places no value. Waits for the device once.
@@ -384,8 +397,13 @@ def check_masks(model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | Non
             # Outside forward ZeRO-3 has no values here, and nothing is to be counted.
             stray = abs(layer.values.numel() - layer.num_values) if layer.values.numel() else 0
             counts[name] = torch.tensor(stray, device=layer.positions.device)
-        elif layer.mask is not None and layer.mask_request is not None and layer.captured:
-            held[f"{name}.weight"] = layer
+        elif layer.mask is not None and layer.holds_mask:
+            request = layer.mask_request
+            if isinstance(request, Pruned):
+                wanted = request.mask_type.num_dropped(tuple(layer.mask.shape), request.sparsity)
+                counts[name] = (wanted - count_dropped(layer.mask, request.mask_type)).clamp(min=0)
+            elif not layer.has_stray_values:
+                held[f"{name}.weight"] = layer
     if parameters is None:
         parameters = ((name, layer.weight) for name, layer in held.items())
     for name, weight in parameters if held else ():

@@ -114,7 +114,7 @@ def open_sparseml(folder: str | Path, task: Task, hub: HubOptions = HUB_DEFAULTS
     folder = Path(folder)
     check_source(source, "MODEL", weights=True)
     tokenizer = load_tokenizer(source, hub, "MODEL")
-    state, notes = _read_state(folder)
+    state, notes = read_state(folder)
     try:
         plain, quantized, switched_off = split_state(state)
         model = _float_model(folder, task, plain)
@@ -127,7 +127,7 @@ def open_sparseml(folder: str | Path, task: Task, hub: HubOptions = HUB_DEFAULTS
         _check_channels(model, quantized)
     except ModelError as error:
         raise ModelError(f"{source}: SparseML's state dict cannot be taken over: {error}") from error
-    load_quantization_state(model, _numbers(quantized))
+    load_quantization_state(model, numbers_of(quantized))
     set_phase(model, Phase.FROZEN)
     model.eval()
     notes.append(f"{source}: SparseML's state dict, {plan.num_quantizers} tensors quantized with the scales it holds")
@@ -244,7 +244,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     raise ModelError(f"{index} is no index of shards: expected a weight_map of names to files beside it")
 
 
-def _read_state(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_state(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The whole state dict on the CPU, and what is to be said about its files."""
     file = _weight_file(folder)
     files = [file]
@@ -367,7 +367,7 @@ def _check_channels(model: Any, quantized: Iterable[FakeQuantized]) -> None:
                 raise ModelError(f"{one.name} has {one.scale.numel()} scales for {rows} rows of the weight")
 
 
-def _numbers(quantized: Iterable[FakeQuantized]) -> dict[str, Tensor]:
+def numbers_of(quantized: Iterable[FakeQuantized]) -> dict[str, Tensor]:
     """The quantizers' numbers by the names that `quantization_state` gives them."""
     return {
         f"{one.module}.{one.role}_quantizer.{buffer}": getattr(one, buffer)

@@ -61,11 +61,11 @@ _PLAIN_FILE: Final = "model.safetensors"
 _KEY: Final = "sparse_accel_compressed"
 
 # Files that hold weights or can run code; everything else beside a model goes along. `run.json` stays: it lets a training
-# run clear the folder that it lies in.
+# run clear the folder that it lies in. So does the report of that run, whose folder it tells of.
 _WEIGHT_SUFFIXES = frozenset(
     ".safetensors .bin .pt .pth .pkl .ckpt .h5 .ot .msgpack .gguf .onnx .onnx_data .tflite".split()
 )
-_LEFT_BEHIND = frozenset({"run.json"})
+_LEFT_BEHIND = frozenset({"run.json", "report.html", "report.json"})
 
 
 class Kind(StrEnum):
@@ -216,7 +216,7 @@ def compress_folder(source: str | Path, output: str | Path, *, overwrite: bool =
     check_source(str(source), "MODEL", weights=True)
     plan = trained_plan(str(source)) or CompressionPlan()
     with published_model(output) as folder:
-        state, bytes_before = _read_plain(source)
+        state, bytes_before = read_plain(source)
         is_quantized = any(compression.weight is not None for compression in plan.modules.values())
         kinds = write_compressed(
             state,
@@ -532,7 +532,7 @@ def _read_ranges(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{folder / RANGES_FILE} cannot be read: {_first_line(error)}") from error
 
 
-def _read_plain(folder: Path) -> tuple[dict[str, Tensor], int]:
+def read_plain(folder: Path) -> tuple[dict[str, Tensor], int]:
     """The tensors of a folder's plain weights, whole or in shards, and the bytes of their files."""
     weights = next(folder / name for name in WEIGHT_FILES if (folder / name).is_file())
     files = [weights] if weights.suffix != ".json" else shards(weights)

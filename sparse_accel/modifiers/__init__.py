@@ -6,6 +6,11 @@ from sparse_accel.modifiers.base import Modifier
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.modifiers.epoch_range import EpochRangeModifier
+from sparse_accel.modifiers.gradual_pruning import (
+    GlobalMagnitudePruningModifier,
+    GMPruningModifier,
+    MagnitudePruningModifier,
+)
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
@@ -15,32 +20,32 @@ MODIFIERS: dict[str, type[Modifier]] = {
     "ConstantPruningModifier": ConstantPruningModifier,
     "DistillationModifier": DistillationModifier,
     "EpochRangeModifier": EpochRangeModifier,
+    "GMPruningModifier": GMPruningModifier,
+    "GlobalMagnitudePruningModifier": GlobalMagnitudePruningModifier,
     "LearningRateFunctionModifier": LearningRateFunctionModifier,
+    "MagnitudePruningModifier": MagnitudePruningModifier,
     "QuantizationModifier": QuantizationModifier,
     "SetLearningRateModifier": SetLearningRateModifier,
     "SetWeightDecayModifier": SetWeightDecayModifier,
     "TrainableParamsModifier": TrainableParamsModifier,
 }
 
-_PRUNE_FIRST = (
-    "prune the model beforehand with 'sparse_accel prune MODEL --sparsity S' and hold its zeros with "
-    "ConstantPruningModifier"
+_BY_MAGNITUDE = (
+    "use MagnitudePruningModifier, or prune the model beforehand with 'sparse_accel prune MODEL --sparsity S' and hold its zeros "
+    "with ConstantPruningModifier"
 )
 _STRUCTURE = "removing structure is not offered: start from a model of the shape that you want"
 _SESSION_API = "it belongs to SparseML's session API: "
 
 # SparseML's modifiers that are known and not offered: name -> what to use instead.
 REFUSED: dict[str, str] = {
-    "ACDCPruningModifier": _PRUNE_FIRST,
-    "GMPruningModifier": _PRUNE_FIRST,
-    "GlobalMagnitudePruningModifier": _PRUNE_FIRST + " (prune has '--scope global' too)",
-    "MFACPruningModifier": _PRUNE_FIRST,
-    "MagnitudePruningModifier": _PRUNE_FIRST,
-    "MovementPruningModifier": _PRUNE_FIRST,
-    "OBSPruningModifier": _PRUNE_FIRST,
-    "PowerpropagationModifier": _PRUNE_FIRST,
-    "RigLPruningModifier": _PRUNE_FIRST,
-    "TopKASTPruningModifier": _PRUNE_FIRST,
+    "ACDCPruningModifier": _BY_MAGNITUDE,
+    "MFACPruningModifier": _BY_MAGNITUDE,
+    "MovementPruningModifier": _BY_MAGNITUDE,
+    "OBSPruningModifier": _BY_MAGNITUDE,
+    "PowerpropagationModifier": _BY_MAGNITUDE,
+    "RigLPruningModifier": _BY_MAGNITUDE,
+    "TopKASTPruningModifier": _BY_MAGNITUDE,
     "ASReg": "regularizing activations is not offered: leave it out",
     "LayerPruningModifier": _STRUCTURE,
     "LayerThinningModifier": _STRUCTURE,
@@ -56,6 +61,6 @@ REFUSED: dict[str, str] = {
     "LogarithmicEqualizationModifier": _SESSION_API + "use QuantizationModifier",
     "OutputDistillationModifier": _SESSION_API + "use DistillationModifier",
     "SmoothQuantModifier": _SESSION_API + "use QuantizationModifier",
-    "SparseGPTModifier": _SESSION_API + _PRUNE_FIRST,
-    "WandaPruningModifier": _SESSION_API + _PRUNE_FIRST,
+    "SparseGPTModifier": _SESSION_API + _BY_MAGNITUDE,
+    "WandaPruningModifier": _SESSION_API + _BY_MAGNITUDE,
 }

@@ -51,6 +51,11 @@ class Modifier(BaseModel):
         return Interval(self.start_epoch or 0.0, self.end_epoch)
 
     @property
+    def claims(self) -> Interval:
+        """The epochs in which no other may turn the knobs that this modifier owns; by default those in which it speaks."""
+        return self.interval
+
+    @property
     def last_epoch(self) -> float:
         """The last moment that this modifier names: what a recipe's number of epochs is derived from."""
         return max(self.start_epoch or 0.0, self.end_epoch or 0.0)

@@ -8,10 +8,9 @@ from typing import ClassVar, Self, final
 from pydantic import model_validator
 from torch import nn
 
-from sparse_accel.compress.plan import CompressionPlan, prunable_parameters, request_masks
-from sparse_accel.errors import TargetError
+from sparse_accel.compress.plan import CompressionPlan, request_masks
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.parameter_targets import ParameterTargets, resolve
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, maskable
 from sparse_accel.session import Session
 from sparse_accel.timeline import Clock
 
@@ -43,19 +42,8 @@ class ConstantPruningModifier(Modifier):
             yield f"starts at epoch {self.start_epoch}, but training ends at {num_epochs}"
 
     def plan(self, plan: CompressionPlan, model: nn.Module) -> None:
-        embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-        maskable = embeddings.union(prunable_parameters(model))
-        chosen: set[str] = set()
-        for target in (self.params,) if isinstance(self.params, str) else self.params:
-            found = resolve((target,), model)
-            if not maskable.intersection(found):
-                raise TargetError(
-                    f"params: {target!r} means {found[0]!r}, which cannot be masked: "
-                    "only the weights of linear layers and embeddings can"
-                )
-            chosen.update(maskable.intersection(found))
         lasting = self.interval.start <= 0.0 and self.end_epoch is None
-        for name in (name for name, _ in model.named_parameters() if name in chosen):
+        for name in maskable(self.params, model):
             plan.add_mask(name.removesuffix(".weight"), owner=self, lasting=lasting)
 
     def on_step_start(self, session: Session, clock: Clock) -> None:

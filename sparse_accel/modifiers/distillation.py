@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Self, final
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class DistillationModifier(Modifier):
     `distill_output_keys` are the outputs that are compared; None means those of the task. Padded positions are left out
     of the softmax unless `--distill_include_padding`. `teacher_input_keys` are the parts of a batch that the teacher is
     given; None means all. `--distill_top_k` compares the teacher's largest logits, and the others as one. Does nothing in a run
-    without a teacher.
+    without a teacher. Of a regression, whose output is one number, the mean squared error takes the place of KL.
     """
 
     ignored_fields: ClassVar = {"update_frequency": "the teacher speaks in every step, as in SparseML"}
@@ -71,11 +72,13 @@ class DistillationModifier(Modifier):
             # A mean over tokens, where each has classes of its own; else over features.
             per_token = student.dim() > 2
             k = session.options.distill_top_k
-            losses.append(
-                top_k_kl_divergence(student, teacher, self.temperature, min(k, student.shape[-1]), keep)
-                if k
-                else kl_divergence(student, teacher, self.temperature, keep)
-            )
+            if student.shape[-1] == 1 and keep is None:
+                # Of a single output every softmax is 1: a number is compared as what it is.
+                losses.append(F.mse_loss(student.float(), teacher.detach().float()))
+            elif k:
+                losses.append(top_k_kl_divergence(student, teacher, self.temperature, min(k, student.shape[-1]), keep))
+            else:
+                losses.append(kl_divergence(student, teacher, self.temperature, keep))
         return terms.scaled(1.0 - self.hardness).plus(
             "distillation", torch.stack(losses).mean(), self.hardness, per_token=per_token
         )

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from sparse_accel.compress.plan import prunable_parameters
+from sparse_accel.errors import TargetError
 from sparse_accel.targets import is_keyword, match_parameters
 
 
@@ -26,3 +27,22 @@ def resolve(targets: str | tuple[str, ...], model: nn.Module) -> list[str]:
     """The parameters of `model` that `targets` means. Raises TargetError for a target that matches nothing."""
     names = [name for name, _ in model.named_parameters()]
     return match_parameters(targets, names, prunable_parameters(model))
+
+
+def maskable(targets: str | tuple[str, ...], model: nn.Module) -> list[str]:
+    """The weights that `targets` means and that can be masked, in the model's order: those of linear layers and embeddings.
+
+    A pattern may hit biases and norms as well; they are left out. Raises TargetError for a target that means nothing else.
+    """
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    can_be = embeddings.union(prunable_parameters(model))
+    chosen: set[str] = set()
+    for target in (targets,) if isinstance(targets, str) else targets:
+        found = resolve((target,), model)
+        if not can_be.intersection(found):
+            raise TargetError(
+                f"params: {target!r} means {found[0]!r}, which cannot be masked: "
+                "only the weights of linear layers and embeddings can"
+            )
+        chosen.update(can_be.intersection(found))
+    return [name for name, _ in model.named_parameters() if name in chosen]

@@ -28,7 +28,7 @@ INTEGER_PRODUCTS: Final = frozenset(
 FLOAT_PRODUCTS: Final = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "Attention"})
 
 # How the exporter calls the weight of a module: as integers or not, transposed or not, moved to unsigned or not.
-_WEIGHT: Final = re.compile(r"(?P<module>.+)\.weight(?P<integer>_quantized)?(_transposed)?(_unsigned)?")
+WEIGHT_NAME: Final = re.compile(r"(?P<module>.+)\.weight(?P<integer>_quantized)?(_transposed)?(_unsigned)?")
 # Operator -> {input that holds integers: input that holds their zero point}.
 _ZERO_POINTS: Final[dict[str, dict[int, int]]] = {
     "DequantizeLinear": {0: 2},
@@ -111,7 +111,7 @@ class GraphCensus:
     def weight_of(self, module: str, *, integer: bool) -> Initializer | None:
         """The weight of a module, as 8-bit integers or as floats; None when the file does not hold it that way."""
         for entry in self.initializers:
-            match = _WEIGHT.fullmatch(entry.name)
+            match = WEIGHT_NAME.fullmatch(entry.name)
             if match and match["module"] == module and entry.is_integer == integer == bool(match["integer"]):
                 return entry
         return None
@@ -126,7 +126,7 @@ class GraphCensus:
                 if sorted(entry.shape) == sorted(shape)
                 and entry.zeros in zeros
                 and not entry.is_integer
-                and not _WEIGHT.fullmatch(entry.name)
+                and not WEIGHT_NAME.fullmatch(entry.name)
             ),
             None,
         )
@@ -134,7 +134,7 @@ class GraphCensus:
     @property
     def integer_weights(self) -> tuple[Initializer, ...]:
         """The weights that are 8-bit integers."""
-        return tuple(entry for entry in self.initializers if entry.is_integer and _WEIGHT.fullmatch(entry.name))
+        return tuple(entry for entry in self.initializers if entry.is_integer and WEIGHT_NAME.fullmatch(entry.name))
 
     @property
     def compressed_bytes(self) -> int:
@@ -165,31 +165,39 @@ def census_of(path: str | Path) -> GraphCensus:
     """Count the constants of an ONNX file."""
     path = Path(path)
     graph = ir.load(path).graph
+    return GraphCensus(tuple(entry for entry, _, _ in counted(graph)), file_bytes(path, graph))
+
+
+def file_bytes(path: Path, graph: ir.Graph) -> int:
+    """Bytes of an ONNX file and of its external data."""
+    tensors = (value.const_value for value in graph.initializers.values())
+    files = {path} | {path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return sum(file.stat().st_size for file in files)
+
+
+def counted(graph: ir.Graph) -> Iterator[tuple[Initializer, ir.Value, np.ndarray[Any, Any]]]:
+    """Every constant of a graph that it holds by name, counted, with its value and where it is zero: bool of its shape."""
     scales = {str(name): value for name, value in graph.initializers.items()}
-    entries, files = [], {path}
     for name, value in graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None, "an initializer has a value"
-        if isinstance(tensor, ir.ExternalTensor):
-            files.add(path.parent / tensor.location)
         array = tensor.numpy()
         zero_point = _zero_point(value) if array.dtype.kind in "iu" else 0
-        entries.append(
-            Initializer(
-                name=str(name),
-                dtype=tensor.dtype.name.lower(),
-                shape=tuple(array.shape),
-                num_bytes=tensor.nbytes,
-                zeros=int(np.count_nonzero(array == zero_point)),
-                num_scales=_num_scales(value, scales),
-            )
+        is_zero = np.asarray(array == zero_point)
+        entry = Initializer(
+            name=str(name),
+            dtype=tensor.dtype.name.lower(),
+            shape=tuple(array.shape),
+            num_bytes=tensor.nbytes,
+            zeros=int(np.count_nonzero(is_zero)),
+            num_scales=_num_scales(value, scales),
         )
-    return GraphCensus(tuple(entries), sum(file.stat().st_size for file in files))
+        yield entry, value, is_zero
 
 
 def _zero_point(value: ir.Value) -> Any:
     """What stands for zero in an integer tensor: a number, or an array that broadcasts against it."""
-    for node, index in _readers(value):
+    for node, index in readers(value):
         slot = _ZERO_POINTS.get(node.op_type, {}).get(index)
         if slot is None:
             continue
@@ -208,7 +216,7 @@ def _zero_point(value: ir.Value) -> Any:
 
 def _num_scales(value: ir.Value, initializers: dict[str, ir.Value]) -> int | None:
     """How many scales an integer tensor has; a product of integers keeps them with those of its other operand."""
-    for node, index in _readers(value):
+    for node, index in readers(value):
         if node.op_type == "DequantizeLinear" and index == 0:
             scale = node.inputs[1]
             tensor = None if scale is None else ir.convenience.get_const_tensor(scale)
@@ -217,12 +225,12 @@ def _num_scales(value: ir.Value, initializers: dict[str, ir.Value]) -> int | Non
     return None if product is None or product.const_value is None else product.const_value.size
 
 
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+def readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """Nodes that read a tensor, and at which input; through those that only move it."""
     for use in value.uses():
         yield use.node, use.idx
         if use.node.op_type in _MOVES and use.idx == 0:
-            yield from _readers(use.node.outputs[0])
+            yield from readers(use.node.outputs[0])
 
 
 def check_census(census: GraphCensus, trained: TrainedModel, *, integer: bool = True) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -50,13 +51,13 @@ class Recipe:
     warnings: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
-    def load(cls, source: str, args: str | Mapping[str, Any] | None = None) -> Recipe:
+    def load(cls, source: str | Path, args: str | Mapping[str, Any] | None = None) -> Recipe:
         """Read a recipe from a file (.yaml, .yml, .md), by a shipped recipe's name or from its own text.
 
         `args` are recipe_args: values for its variables.
         Raises RecipeError, with file:line, for whatever keeps it from being carried out: all of it at once.
         """
-        reading = read_recipe(source, args)
+        reading = read_recipe(str(source), args)
         if reading.recipe is None:
             raise together(reading.problems)
         return reading.recipe
@@ -108,7 +109,8 @@ class Recipe:
             shared = [name for name in plan.masked_by(one) if name in set(plan.masked_by(other))]
             if shared and _overlap(one, other):
                 raise RecipeError(
-                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]} at the same time",
+                    f"{_name(other)} and the {_name(one)} at {self.where(one)} both mask {shared[0]}"
+                    + (_after_pruning(one, other) or " at the same time"),
                     self.where(other),
                 )
             if shared and _leave_a_gap(one, other):
@@ -456,8 +458,8 @@ def _conflicts(built: list[tuple[Modifier, str]]) -> Iterator[RecipeError]:
         shared = sorted(a for a in one.owns() for b in other.owns() if _same_knob(a, b))
         if shared and _overlap(one, other) and not (_takes_over(one, other) and _stays_set(shared)):
             yield RecipeError(
-                f"{_name(other)} and the {_name(one)} at {one_place} both set {shared[0]} at the same time; "
-                "let one end before the other starts",
+                f"{_name(other)} and the {_name(one)} at {one_place} both set {shared[0]}"
+                + (_after_pruning(one, other) or " at the same time; let one end before the other starts"),
                 other_place,
             )
 
@@ -477,8 +479,20 @@ def _takes_over(one: Modifier, other: Modifier) -> bool:
     return earlier.end_epoch is None and _start(earlier) < _start(later)
 
 
+def _after_pruning(one: Modifier, other: Modifier) -> str | None:
+    """What is wrong where the two meet only because the earlier one claims more than the epochs that it names."""
+    earlier, later = sorted((one, other), key=_start)
+    end = earlier.end_epoch
+    if earlier.claims.end is not None or end is None or later.interval.start < end - _SAME_MOMENT:
+        return None
+    return (
+        f", and nothing may after {_name(earlier)}, which holds its zeros to the end of the run by itself (leave_enabled: true); "
+        "leave the later one out"
+    )
+
+
 def _overlap(one: Modifier, other: Modifier) -> bool:
-    earlier, later = sorted((one.interval, other.interval), key=lambda interval: interval.start)
+    earlier, later = sorted((one.claims, other.claims), key=lambda interval: interval.start)
     return earlier.overlaps(later) and (earlier.end is None or earlier.end - later.start > _SAME_MOMENT)
 
 

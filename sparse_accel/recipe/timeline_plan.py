@@ -11,6 +11,7 @@ from sparse_accel.compress.plan import Phase
 from sparse_accel.modifiers.base import Modifier
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.modifiers.gradual_pruning import GradualPruning
 from sparse_accel.modifiers.learning_rate import LearningRateFunctionModifier, SetLearningRateModifier
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.trainable_params import TrainableParamsModifier
@@ -28,13 +29,14 @@ Held = Mapping[ConstantPruningModifier, float]
 
 @dataclass(frozen=True)
 class Stretch:
-    """The optimizer steps from `first` up to `end` (exclusive), in which nothing changes but the learning rate along its
-    function. `rates` has the modifier that sets it, for each of the timeline's groups; None is the flags' own."""
+    """The optimizer steps from `first` up to `end` (exclusive), in which nothing changes but the learning rate and sparsity along
+    their functions. `rates` has the modifier that sets it, for each of the timeline's groups; None is the flags' own."""
 
     first: Clock
     end: Clock
     rates: tuple[RateModifier | None, ...]
     masking: tuple[ConstantPruningModifier, ...]
+    pruning: tuple[GradualPruning, ...]
     phase: Phase
     distillation: DistillationModifier | None
     weight_decay: SetWeightDecayModifier | None
@@ -91,6 +93,11 @@ def _rate_modifiers(recipe: Recipe) -> list[RateModifier]:
     return [*recipe.of(LearningRateFunctionModifier), *recipe.of(SetLearningRateModifier)]
 
 
+def gradual_pruning(recipe: Recipe) -> tuple[GradualPruning, ...]:
+    """The modifiers whose sparsity follows a function."""
+    return tuple(modifier for modifier in recipe.modifiers if isinstance(modifier, GradualPruning))
+
+
 def _start(modifier: Modifier) -> float:
     return -1.0 if modifier.start_epoch is None else modifier.start_epoch
 
@@ -115,6 +122,7 @@ def _stretch(recipe: Recipe, groups: Sequence[int | None], first: Clock, end: Cl
         end=end,
         rates=tuple(rate_modifier(recipe, group, first) for group in groups),
         masking=tuple(m for m in recipe.of(ConstantPruningModifier) if m.interval.contains(first)),
+        pruning=tuple(m for m in gradual_pruning(recipe) if m.interval.contains(first)),
         phase=quantizations[0].phase(first) if quantizations else Phase.OFF,
         distillation=distilling[0] if distilling else None,
         weight_decay=sorted(decays, key=_start)[-1] if decays else None,
@@ -129,8 +137,14 @@ def _goes_on(before: Stretch, after: Stretch) -> bool:
         end = None if one is None else one.end_epoch
         if end is not None and before.first.has_reached(end) != after.first.has_reached(end):
             return False
-    return (before.masking, before.phase, before.distillation, before.weight_decay) == (
+    if any(
+        before.first.has_reached(pruning.end_epoch or 0.0) != after.first.has_reached(pruning.end_epoch or 0.0)
+        for pruning in before.pruning
+    ):
+        return False
+    return (before.masking, before.pruning, before.phase, before.distillation, before.weight_decay) == (
         after.masking,
+        after.pruning,
         after.phase,
         after.distillation,
         after.weight_decay,
@@ -144,9 +158,9 @@ def _in_vain(recipe: Recipe, start: Clock, total: int) -> Iterator[str]:
         name = type(modifier).__name__
         if first >= total:
             yield f"{place}: {name}: starts at epoch {modifier.start_epoch:g}, after the last step has begun: it never holds"
-        elif modifier.end_epoch is not None and start.step_of(modifier.end_epoch) <= first:
+        elif modifier.interval.end is not None and start.step_of(modifier.interval.end) <= first:
             yield (
-                f"{place}: {name}: epochs {modifier.interval.start:g} to {modifier.end_epoch:g} hold no optimizer step "
+                f"{place}: {name}: epochs {modifier.interval.start:g} to {modifier.interval.end:g} hold no optimizer step "
                 f"({start.steps_per_epoch:,} an epoch)"
             )
 
@@ -184,6 +198,8 @@ def notes(plan: Timeline, held: Held | None = None) -> list[str]:
         lines.append(f"parameters: {_targets(freezing.params)} {verb}")
     for pruning in plan.recipe.of(ConstantPruningModifier):
         lines.append(f"zeros are held in {_targets(pruning.params)}")
+    for growing in gradual_pruning(plan.recipe):
+        lines.append(_pruning_note(growing))
     for distilling in plan.recipe.of(DistillationModifier):
         keys = ", ".join(distilling.distill_output_keys or ()) or "the task's outputs"
         lines.append(f"distillation compares {keys}")
@@ -198,7 +214,7 @@ def notes(plan: Timeline, held: Held | None = None) -> list[str]:
 def _states(plan: Timeline, held: Held | None) -> dict[str, list[str]]:
     """What the recipe says besides learning rates, in each stretch."""
     return {
-        "zeros": [_zeros_text(stretch, held) for stretch in plan.stretches],
+        "zeros": [_zeros_text(stretch, held, plan.num_epochs) for stretch in plan.stretches],
         "QAT": [PHASES[stretch.phase] for stretch in plan.stretches],
         "teacher": [_distillation_text(stretch.distillation) for stretch in plan.stretches],
         "weight decay": [_decay_text(stretch.weight_decay) for stretch in plan.stretches],
@@ -245,12 +261,36 @@ def _rate_text(stretch: Stretch, index: int) -> str:
     return first if first == last else f"{first} → {last}"
 
 
-def _zeros_text(stretch: Stretch, held: Held | None) -> str:
-    if not stretch.masking:
-        return "-"
-    if held is None:
-        return "held"
-    return f"held ({' and '.join(f'{held[modifier]:.1%}' for modifier in stretch.masking)})"
+def _zeros_text(stretch: Stretch, held: Held | None, num_epochs: float) -> str:
+    texts = [_course_text(modifier, stretch, num_epochs) for modifier in stretch.pruning]
+    if stretch.masking and held is None:
+        texts.append("held")
+    elif stretch.masking and held is not None:
+        texts.append(f"held ({' and '.join(f'{held[modifier]:.1%}' for modifier in stretch.masking)})")
+    return " and ".join(texts) or "-"
+
+
+def _course_text(modifier: GradualPruning, stretch: Stretch, num_epochs: float) -> str:
+    """From which sparsity to which a stretch goes. What begins at a weight's own sparsity is known by its end alone."""
+    texts = []
+    for final in modifier.final_sparsities:
+        first, last = (modifier.course(clock, num_epochs, final) for clock in (stretch.first, stretch.end))
+        corner = ["own zeros" if share is None else f"{share:.1%}" for share in (first, last)]
+        texts.append(corner[0] if corner[0] == corner[1] else " → ".join(corner))
+    return " and ".join(texts)
+
+
+def _pruning_note(modifier: GradualPruning) -> str:
+    targets = " and ".join(_targets(names) for _, names in modifier.groups)
+    how = "together by magnitude" if modifier.is_global else "each by magnitude"
+    pattern = "" if modifier.mask_type == "unstructured" else f", {modifier.mask_text}"
+    every = (
+        "at every step"
+        if modifier.update_frequency <= 0.0
+        else f"every {modifier.update_frequency:g} epochs and at the end"
+    )
+    after = "" if modifier.leave_enabled else "; its zeros are let go at the end"
+    return f"{targets}: pruned {how}{pattern}, {modifier.inter_func}, {every}{after}"
 
 
 def _distillation_text(modifier: DistillationModifier | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,16 @@ from sparse_accel.compress.plan import CompressionPlan, fold, quantization_state
 from sparse_accel.compress.ranges import Phase, quantizers, without_range
 from sparse_accel.errors import InvariantError
 from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
+from sparse_accel.reports.run_files import FACTS_FILE, PAGE_FILE, render_report
 from sparse_accel.runtime import outputs
 from sparse_accel.runtime.checkpoint import write_text
 from sparse_accel.runtime.evaluating import evaluate
 from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import METRICS, QA, describe_command
+from sparse_accel.runtime.run_facts import run_facts
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
+from sparse_accel.tasks.base import prediction_file
 
 if TYPE_CHECKING:
     from sparse_accel.runtime.pauses import Run
@@ -41,8 +45,9 @@ def scores(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not any(counter in name for counter in _COUNTERS)}
 
 
-def finish(run: Run) -> None:
-    """Evaluate, predict, fold, write and show. Raises InvariantError when what was written is not what was trained."""
+def finish(run: Run) -> dict[str, Any]:
+    """Evaluate, predict, fold, write and show; what `all_results.json` holds, on every rank. Raises InvariantError when what
+    was written is not what was trained."""
     options, session, state = run.options, run.session, run.state
     files: dict[str, Any] = {}
     results: dict[str, Any] = {}
@@ -56,12 +61,12 @@ def finish(run: Run) -> None:
         more = _evaluate_more(run, run.data.more_validation, "eval", files)
         results |= run.evaluation.metrics | more
         files["eval_results.json"] = {"epoch": round(state.clock.epoch, 4), **run.evaluation.metrics, **more}
-        files |= {f"eval_{name}.json": content for name, content in run.evaluation.scored.files.items()}
+        files |= {prediction_file("eval", name): content for name, content in run.evaluation.scored.files.items()}
     if options.do_predict and run.data.test is not None:
         prediction = evaluate(
             session, run.data.test, run.collate, prefix="predict", on_batch=run.screen.batches("predicting")
         )
-        files |= {f"predict_{name}.json": content for name, content in prediction.scored.files.items()}
+        files |= {prediction_file("predict", name): content for name, content in prediction.scored.files.items()}
         files["predict_results.json"] = prediction.metrics | _evaluate_more(run, run.data.more_test, "predict", files)
         results |= files["predict_results.json"]
     files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
@@ -77,6 +82,7 @@ def finish(run: Run) -> None:
     module = whole_module(session)
     if module is not None:
         _publish(run, module, files, results)
+    return dict(files["all_results.json"])
 
 
 def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: dict[str, Any]) -> dict[str, float]:
@@ -85,24 +91,20 @@ def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: di
     for suffix, split in splits.items():
         found = evaluate(run.session, split, run.collate, prefix=prefix, on_batch=run.screen.batches("evaluating"))
         metrics |= {f"{name}_{suffix}": value for name, value in found.metrics.items()}
-        files |= {f"{prefix}_{name}_{suffix}.json": content for name, content in found.scored.files.items()}
+        files |= {prediction_file(prefix, name, suffix): content for name, content in found.scored.files.items()}
     return metrics
 
 
 def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[str, Any]) -> None:
     """Fold the whole model, write the folder, check it and show the table; on the main process."""
     options, session = run.options, run.session
-    ranges = present_ranges(module)
-    unused = without_range(module) if options.do_train and ranges else []
-    masks = {
-        f"{name}.weight": layer.mask.cpu()
-        for name, layer in compressed_layers(module).items()
-        if layer.mask is not None and layer.mask_request is not None
-    }
-    fold(module)
-    # What is published: before quantization has begun, that is a float model, whatever the recipe had in mind.
-    plan = (session.plan if ranges else session.plan.masks_only()).with_whole_weights()
+    unused = without_range(module) if options.do_train and present_ranges(module) else []
+    folded = fold_to_publish(module, session.plan)
+    plan, ranges = folded.plan, folded.ranges
     census = Census.of(module, plan)
+    if options.do_train:
+        matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
+        files[FACTS_FILE] = run_facts(run, type(module).__name__, census, matrices)
     card = model_card(run, plan, census, results, describe_command(options)) if options.do_train else None
     outputs.publish(
         run.output_dir,
@@ -111,7 +113,8 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     )
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:
-        check_saved(run.output_dir, masks)
+        check_saved(run.output_dir, folded.masks)
+        outputs.publish(run.output_dir, lambda folder: _write_report(run.output_dir, folder))
     if not ranges and session.plan.num_quantizers:
         run.screen.warn(
             "the model that is written is from before quantization began: it is a float model"
@@ -123,6 +126,28 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
         )
     run.screen.console.print(summary(run, census, results))
     run.screen.say(f"written to {run.output_dir}")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What a model was before it became a plain one: the plan that is published, its ranges, and the masks that hold."""
+
+    plan: CompressionPlan
+    ranges: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+
+def fold_to_publish(module: nn.Module, plan: CompressionPlan) -> Folded:
+    """Take masks and quantizers off a whole model that carries `plan`."""
+    ranges = present_ranges(module)
+    masks = {
+        f"{name}.weight": layer.mask.cpu()
+        for name, layer in compressed_layers(module).items()
+        if layer.mask is not None and layer.mask_request is not None
+    }
+    fold(module)
+    # Before quantization has begun that is a float model, whatever the recipe had in mind.
+    return Folded((plan if ranges else plan.masks_only()).with_whole_weights(), ranges, masks)
 
 
 def _train_results(run: Run) -> dict[str, Any]:
@@ -153,12 +178,19 @@ def _write_all(
     ranges: dict[str, Tensor],
 ) -> None:
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        is_json = name.endswith(".json")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else content
+        (folder / name).write_text(text, "utf-8")
     if card is None:  # nothing was trained: the model stays where it is
         return
     module.save_pretrained(folder)
     write_companions(run, folder, plan, ranges)
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def _write_report(finished: Path, folder: Path) -> None:
+    """The report of the run whose files lie in `finished`, into `folder`."""
+    (folder / PAGE_FILE).write_text(render_report(finished), "utf-8")
 
 
 def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor]) -> None:
@@ -172,12 +204,17 @@ def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapp
         raise
     except Exception as error:  # the tokenizers library raises a bare Exception, also for a disk that is full
         raise OSError(str(error)) from error
+    write_compression(folder, plan, ranges, run.recipe_text)
+
+
+def write_compression(folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor], recipe_text: str) -> None:
+    """Plan, ranges and resolved recipe, each where there is any."""
     if plan.modules:
         plan.save(folder / PLAN_FILE)
     if ranges:
         save_file(dict(ranges), folder / RANGES_FILE)
-    if run.recipe_text:
-        write_text(folder / RECIPE_FILE, run.recipe_text)
+    if recipe_text:
+        write_text(folder / RECIPE_FILE, recipe_text)
 
 
 def present_ranges(module: nn.Module) -> dict[str, Tensor]:

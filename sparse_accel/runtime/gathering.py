@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.compact_state import fitting_state
+from sparse_accel.compress.layers import compressed_layers
+from sparse_accel.compress.masks import held
 from sparse_accel.compress.plan import copy_requests
 from sparse_accel.errors import ModelError, OutputError
 from sparse_accel.session import Session
@@ -26,12 +29,19 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def whole_state(session: Session, kept: Kept = as_it_is) -> dict[str, Tensor]:
     """The state dict of the model in training, whole; empty but on the main process. `kept` makes of a tensor that training
-    goes on with what stands here for it: itself, or a copy."""
+    goes on with what stands here for it: itself, or a copy. Zeros under masks are written, as the model computes with them."""
     module, backend = session.module, session.backend
     is_main = session.accelerator.is_main_process
+    masks = {
+        f"{name}.weight": layer.mask
+        for name, layer in compressed_layers(module).items()
+        if not isinstance(layer, CompactLinear) and layer.mask is not None and layer.has_stray_values
+    }
     whole = {}
     for name, tensor in backend.whole_parameters(module):
         if is_main:
+            if name in masks:
+                tensor = held(tensor, masks[name].to(tensor.device))
             whole[name] = tensor.to("cpu", copy=True) if backend.shards_weights else kept(tensor)
     if not is_main:
         return {}
@@ -98,11 +108,17 @@ def whole_module(session: Session) -> nn.Module | None:
     """The model in training, whole, with its masks and quantizers as they are now; None but on the main process."""
     if not session.backend.shards_weights:
         return session.module if session.accelerator.is_main_process else None
+    return whole_copy(session)
+
+
+def whole_copy(session: Session) -> nn.Module | None:
+    """The same as a model of its own, on the CPU, however training holds it."""
     state = whole_state(session)
     if not session.accelerator.is_main_process:
         return None
-    assert session.build_whole is not None, "a sharded session knows how to build its model"
-    module = session.build_whole()
+    assert session.build_whole is not None, "a session that trains knows how to build its model"
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and training may go on
+        module = session.build_whole()
     module.load_state_dict(state)
     copy_requests(session.module, module)
     return module

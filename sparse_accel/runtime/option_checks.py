@@ -16,12 +16,14 @@ from sparse_accel.runtime.options import (
     METRICS_WITH_NEGATIVES,
     QA,
     TEACHER_CACHES,
+    TEXT,
     TRACKERS,
     TRUE_WORDS,
     TrainOptions,
     default_of,
     flag_fields,
 )
+from sparse_accel.tasks.glue import glue_task
 from sparse_accel.tasks.shares import held_out_share
 
 
@@ -77,12 +79,21 @@ def _check_work(options: TrainOptions, changed: Collection[str]) -> None:
 def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
     files = {name: getattr(options, name) for name in ("train_file", "validation_file", "test_file")}
     named = [f"--{name}" for name, file in files.items() if file is not None]
+    if options.task == TEXT and options.task_name is not None:
+        glue_task(options.task_name)
     if options.dataset_name is not None:
         _refuse(
             bool(named), f"--dataset_name and {', '.join(named)}: the data comes from the hub or from files, not both"
         )
-    else:
+    elif not (options.task == TEXT and options.task_name is not None and not named):
         _refuse(options.dataset_config_name is not None, "--dataset_config_name: needs --dataset_name")
+        if options.eval_on_test:
+            _refuse(files["test_file"] is None, "--eval_on_test: needs --test_file (or --dataset_name)")
+            _refuse(
+                files["validation_file"] is not None,
+                "--eval_on_test and --validation_file: the model is scored on the one or the other",
+            )
+            files["validation_file"] = files["test_file"]
         for wanted, switch, name in (
             (options.do_train, "--do_train", "train_file"),
             (options.do_eval, "--do_eval" if options.eval_strategy == "no" else "--eval_strategy", "validation_file"),

@@ -17,6 +17,7 @@ from sparse_accel.runtime.options import (
     BOOLEAN_WORDS,
     LOWER_IS_BETTER,
     METRICS,
+    TEXT,
     TRUE_WORDS,
     TrainOptions,
     default_of,
@@ -27,6 +28,7 @@ from sparse_accel.runtime.options import (
     value_kinds,
 )
 from sparse_accel.runtime.refused_options import LOCAL_RANK_FLAG, REFUSED_FLAGS, refusal_message
+from sparse_accel.tasks.glue import glue_task
 from sparse_accel.zoo.resolving import Kind, Resolution, open_zoo, resolve
 from sparse_accel.zoo.stubs import is_stub
 
@@ -99,7 +101,7 @@ def _completed(options: TrainOptions) -> TrainOptions:
     if options.eval_strategy == "steps" and options.eval_steps is None:
         options = replace(options, eval_steps=options.logging_steps)
     if options.load_best_model_at_end and options.metric_for_best_model is None:
-        options = replace(options, metric_for_best_model=METRICS[options.task][0])
+        options = replace(options, metric_for_best_model=_usual_metric(options))
     if options.metric_for_best_model is not None and options.greater_is_better is None:
         metric = options.metric_for_best_model.removeprefix("eval_")
         options = replace(options, greater_is_better=metric not in LOWER_IS_BETTER)
@@ -109,6 +111,13 @@ def _completed(options: TrainOptions) -> TrainOptions:
     if "batching" not in options.explicit and (options.pad_to_max_length or options.group_by_length):
         options = replace(options, batching="grouped" if options.group_by_length else "padded")
     return options
+
+
+def _usual_metric(options: TrainOptions) -> str:
+    """What tells the best checkpoint: the first metric of the task, or of GLUE's."""
+    if options.task == TEXT and options.task_name is not None:
+        return glue_task(options.task_name).metrics[0]
+    return METRICS[options.task][0]
 
 
 def canonical(name: str, value: Any, where: str, task: str) -> str | None:

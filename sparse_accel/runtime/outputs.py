@@ -30,7 +30,7 @@ _WRITTEN = frozenset(
         "compression_plan.json", "quantization.safetensors", "trainer_state.json", "train_log.jsonl", RESULTS_FILE,
         "train_results.json", "eval_results.json", "predict_results.json", "eval_predictions.json",
         "eval_nbest_predictions.json", "eval_null_odds.json", "predict_predictions.json",
-        "predict_nbest_predictions.json", "predict_null_odds.json", RUN_FILE,
+        "predict_nbest_predictions.json", "predict_null_odds.json", "report.html", "report.json", RUN_FILE,
     }
 )  # fmt: skip
 

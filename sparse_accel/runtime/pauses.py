@@ -148,7 +148,8 @@ class Run:
             "phase": PHASE_NAMES[current_phase(session.module)],
             **session.recipe.metrics(session, last),
         }
-        self.line = Line(reading, self._status(clock), values)
+        pruned = f"  sparsity {values['sparsity']:.1%}" if "sparsity" in values else ""
+        self.line = Line(reading, self._status(clock) + pruned, values)
 
     def write_line(self) -> None:
         """Write the line that was begun, if there is one. Raises InvariantError for a loss that is not finite."""

@@ -18,6 +18,7 @@ from sparse_accel.compress.ranges import keep_weights
 from sparse_accel.errors import OptionError, RecipeError
 from sparse_accel.folders.trained import load_ranges, trained_plan
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
+from sparse_accel.modifiers.gradual_pruning import FROM_PARAM, GradualPruning
 from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, outputs, setup, tracking
@@ -64,6 +65,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     epochs = setup.num_epochs(options, recipe)
     recipe.check(epochs)
     refuse_hopeless_quantization(options, recipe)
+    refuse_released_masks(options, recipe)
     output_dir, recipe_text = Path(options.output_dir), recipe.to_yaml() if recipe.modifiers else ""
     command = outputs.fingerprint(options.identity(), recipe_text, options.train_file if options.do_train else None)
     command["precision"] = backend.precision  # the launcher may have chosen it
@@ -187,6 +189,7 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     )
     census = Census.of(model)
     plan = setup.plan_compression(recipe, model)
+    setup.share_pruning(plan, accelerator)
     if options.quantized_attention == "fused" and not plan.fuse_attention():
         notes.append("--quantized_attention fused has no effect: the recipe quantizes no attention products")
     trained = None if options.do_train else trained_plan(options.model_name_or_path)
@@ -291,6 +294,15 @@ _SPARSE = 0.05
 def lost_sparsity(options: TrainOptions, recipe: Recipe, census: Census) -> list[str]:
     """A warning where a run is not the sparse transfer that it looks like."""
     holds = recipe.has(ConstantPruningModifier)
+    gradual = recipe.of(GradualPruning)
+    if options.do_train and census.sparsity > _SPARSE and gradual:
+        low = [m for m in gradual if isinstance(m.init_sparsity, float) and m.init_sparsity < census.sparsity]
+        return [
+            f"{recipe.where(modifier)}: {type(modifier).__name__}: begins at {modifier.init_sparsity:.1%}, but the model is sparse "
+            f"already ({census.sparsity:.1%} of its prunable weights are zero): training will revive the other zeros; "
+            f"init_sparsity: {FROM_PARAM} begins with all of them"
+            for modifier in low
+        ]
     if options.do_train and not options.one_shot and census.sparsity > _SPARSE and not holds:
         return [
             f"the model is sparse ({census.sparsity:.1%} of its prunable weights are zero) and nothing holds its zeros: training "
@@ -349,6 +361,16 @@ def refuse_late_quantization(recipe: Recipe, clock: Clock, total_steps: int) -> 
             raise RecipeError(
                 f"QuantizationModifier: start_epoch {modifier.start_epoch} lies after the start of the run's last step "
                 f"(epoch {(total_steps - 1) / clock.steps_per_epoch:.4g}), so that nothing would be quantized",
+                recipe.where(modifier),
+            )
+
+
+def refuse_released_masks(options: TrainOptions, recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe that, in one shot, would let go of the zeros that it makes."""
+    for modifier in recipe.of(GradualPruning):
+        if options.one_shot and not modifier.leave_enabled:
+            raise RecipeError(
+                f"{type(modifier).__name__}: leave_enabled must be true with --one_shot: nothing would be pruned at its end",
                 recipe.where(modifier),
             )
 

@@ -142,13 +142,16 @@ def _share(names: tuple[str, ...], zeros: Mapping[str, WeightZeros]) -> float:
 
 def _deployed_bytes(census: Census, plan: CompressionPlan) -> tuple[float, float]:
     """All parameters with quantized weights at their bits, and the same with bitmasks: a bit for each weight, and the kept
-    ones whole."""
+    ones whole. Zeros are those at the end: gradual pruning makes more."""
     deployed = packed = 0.0
     for parameter in census.parameters:
-        compression = plan.modules.get(parameter.name.removesuffix(".weight"))
+        module = parameter.name.removesuffix(".weight")
+        compression = plan.modules.get(module)
+        _, final = plan.pruned_from_to.get(module, (0.0, 0.0))
+        zeros = max(parameter.zeros, round(final * parameter.numel))
         # Fewer bits than 8 are stored in bytes all the same.
         each = 1.0 if compression is not None and compression.weight is not None else 4.0
         whole = each * parameter.numel
         deployed += whole
-        packed += min(whole, parameter.numel / 8 + each * (parameter.numel - parameter.zeros))
+        packed += min(whole, parameter.numel / 8 + each * (parameter.numel - zeros))
     return deployed, packed

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,8 +27,24 @@ from sparse_accel.runtime.training import train as run_steps
 from sparse_accel.timeline import Clock
 
 
-def train(options: TrainOptions) -> None:
-    """Carry out a `train` command. Raises SparseAccelError for everything that the user can put right."""
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to: the same on every rank, but for the times it took.
+
+    `metrics` are those of `all_results.json`: `eval_f1`, `train_loss`, ...; `steps` and `epoch` are how far the model was
+    trained, runs that this one continued included; `best_checkpoint` is the best one's folder where a score chose it.
+    """
+
+    output_dir: Path
+    metrics: Mapping[str, Any]
+    steps: int
+    epoch: float
+    best_checkpoint: Path | None
+
+
+def train(options: TrainOptions) -> TrainResult:
+    """Carry out a `train` command; the process group, if there is one, lives on. Raises SparseAccelError for everything
+    that the user can put right."""
     quiet_libraries()
     options = setup.as_launched(options)
     accelerator, backend = setup.start_accelerator(options)
@@ -41,7 +60,7 @@ def train(options: TrainOptions) -> None:
             with run.stop.listening():
                 run_steps(run.session, run.state, run.after_step)
             run.finish_training()
-        finishing.finish(run)
+        metrics = finishing.finish(run)
     except KeyboardInterrupt:
         run.background.finish()
         saved = checkpoints(run.output_dir)
@@ -54,6 +73,19 @@ def train(options: TrainOptions) -> None:
         run.close()
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()
+    state, best = run.state, run.state.best_checkpoint
+    return TrainResult(
+        output_dir=run.output_dir,
+        metrics=metrics,
+        steps=state.clock.step,
+        epoch=state.clock.epoch,
+        best_checkpoint=run.output_dir / best if best else None,
+    )
+
+
+def leave_processes() -> None:
+    """Take the process group apart, where there is one: nothing is trained in this process any more."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

@@ -52,10 +52,10 @@ from sparse_accel.runtime.launch import (
     process_group_error,
 )
 from sparse_accel.runtime.option_checks import without_effect
-from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.options import TEXT, TOKEN, TrainOptions
 from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.caching import LoadedTeacher
-from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy
+from sparse_accel.runtime.teachers.checking import check_teacher, frozen_copy, label_order
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import TRACKERS_FOLDER
 from sparse_accel.tasks.base import Stream, TaskData
@@ -375,7 +375,9 @@ def load_teacher(
     check_teacher(
         teacher, student, teacher_tokenizer, tokenizer, wish, max_length=max_length, positions=max_positions(teacher)
     )
-    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish), note
+    order = label_order(teacher, student, wish) if task.name in (TEXT, TOKEN) else None
+    reordered = dict.fromkeys(task.output_keys, order) if order is not None else {}
+    return LoadedTeacher(teacher, accepted_inputs(teacher) - labels, wish, reordered), note
 
 
 def copy_of_student(options: TrainOptions, task: Any, student: Any) -> Any:
@@ -409,6 +411,12 @@ def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:
     plan = CompressionPlan()
     recipe.plan(plan, model)
     return plan
+
+
+def share_pruning(plan: CompressionPlan, accelerator: Accelerator) -> None:
+    """Where pruning begins at a weight's own sparsity, only a process that has the weight knows it: tell the others."""
+    if loads_on_first_rank() and accelerator.num_processes > 1:
+        plan.pruned_from_to = on_main(accelerator, lambda: plan.pruned_from_to)
 
 
 def choose_storage(

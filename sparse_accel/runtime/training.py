@@ -72,10 +72,7 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
     """One optimizer step at `state.clock`, which then stands one further. The model is in training mode."""
     accelerator, recipe, clock = session.accelerator, session.recipe, state.clock
     set_flag_values(session, clock)
-    recipe.on_step_start(session, clock)
-    begin_step(session.module, clock.step)
-    if needs_first_range(session.module):
-        first_ranges(session, micro_batches)
+    open_step(session, clock, micro_batches)
 
     own_units = float(sum(micro_batch.num_units for micro_batch in micro_batches))
     own_tokens = float(sum(micro_batch.num_tokens for micro_batch in micro_batches))
@@ -101,10 +98,23 @@ def take_step(session: Session, state: TrainState, micro_batches: list[MicroBatc
     session.optimizer.step()
     session.optimizer.zero_grad()
 
-    end_step(session.module, session.reduce_max)
-    recipe.on_step_end(session, clock)
+    close_step(session, clock)
     state.clock = clock.next()
     state.window_steps += 1
+
+
+def open_step(session: Session, clock: Clock, micro_batches: list[MicroBatch]) -> None:
+    """What comes before the first forward of a step: what the recipe wants holds, and quantizers have a scale."""
+    session.recipe.on_step_start(session, clock)
+    begin_step(session.module, clock.step)
+    if needs_first_range(session.module):
+        first_ranges(session, micro_batches)
+
+
+def close_step(session: Session, clock: Clock) -> None:
+    """What comes after the optimizer's step: ranges move, and the recipe has its last word."""
+    end_step(session.module, session.reduce_max)
+    session.recipe.on_step_end(session, clock)
 
 
 def show_tokens(session: Session, micro_batch: MicroBatch) -> None:
@@ -140,13 +150,15 @@ def micro_step(session: Session, *, is_last: bool) -> Iterator[None]:
 def first_ranges(session: Session, micro_batches: list[MicroBatch]) -> None:
     """Look once at the whole step before its first quantized forward, so that the first scales do not depend on how the
     step is split. Dropout is off and draws no random number."""
+    modes = [(module, module.training) for module in session.model.modules()]
     session.model.eval()
     with calibrating(session.module):
         for micro_batch in micro_batches:
             show_tokens(session, micro_batch)
             session.outputs(micro_batch.inputs, session.forward_model)
     end_calibration(session.module, session.reduce_max)
-    session.model.train()
+    for module, is_training in modes:  # one by one: a modifier or the loop's owner may hold some in eval mode
+        module.training = is_training
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class Deployment:
 
     `tokenizer` is a ServedTokenizer or one of transformers. `longest` is the most tokens that the model reads at once, None for
     no limit; `num_segments` is how many values of `token_type_ids` it knows; `labels` are the names of its classes, None
-    where they have none.
+    where they have none; `problem_type` is the config's word for their kind.
     """
 
     folder: Path
@@ -118,6 +118,7 @@ class Deployment:
     longest: int | None
     num_segments: int
     labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
 
     def with_facts(self, **changes: Any) -> Deployment:
         """The same with other facts; None leaves one as it is. Raises OptionError for a number that cannot be."""
@@ -174,7 +175,15 @@ def read_deployment(folder: str | Path) -> Deployment:
         longest,
         config.get("type_vocab_size", 2),
         _label_names(config),
+        config.get("problem_type"),
     )
+
+
+def task_of(folder: str | Path) -> str:
+    """The task of a deployment or model folder; raises ModelError as `read_deployment` does."""
+    path = Path(folder)
+    config = _read_config(path)
+    return _task(path, _read_facts(path / DEPLOYMENT_FILE), config)
 
 
 def training_facts(folder: Path) -> dict[str, Any]:

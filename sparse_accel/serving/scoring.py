@@ -131,18 +131,33 @@ def score(
     )
     split = data.validation
     assert split is not None  # do_eval asks for it
-    started = time.perf_counter()
-    outputs = run_split(opened.engine, deployment, task, split, data.collate, batch_size, on_batch)
-    seconds = time.perf_counter() - started
+    scored: dict[str, Scored] = {}
+    seconds = 0.0
+    for suffix, part in {"": split, **data.more_validation}.items():
+        started = time.perf_counter()
+        outputs = run_split(opened.engine, deployment, task, part, data.collate, batch_size, on_batch)
+        seconds += time.perf_counter() - started
+        scored[suffix] = task.score(part, outputs, data_options)
     return FolderScore(
         deployment.folder,
         task.name,
         opened.engine.name,
         deployment.facts,
-        task.score(split, outputs, data_options),
-        len(split.features),
+        _together(scored),
+        sum(len(part.features) for part in (split, *data.more_validation.values())),
         seconds,
         (*opened.notes, *data.notes),
+    )
+
+
+def _together(scored: Mapping[str, Scored]) -> Scored:
+    """The scores of several splits by their suffix, as one: the suffix ends the names of metrics and files."""
+    if len(scored) == 1:  # its files may be lazy, and nobody need want them
+        return scored[""]
+    ending = {suffix: f"_{suffix}" if suffix else "" for suffix in scored}
+    return Scored(
+        {f"{name}{ending[suffix]}": value for suffix, one in scored.items() for name, value in one.metrics.items()},
+        {f"{name}{ending[suffix]}": content for suffix, one in scored.items() for name, content in one.files.items()},
     )
 
 

@@ -17,6 +17,12 @@ def _question_answering() -> Task:
     return QuestionAnswering()
 
 
+def _text_classification() -> Task:
+    from sparse_accel.tasks.text_classification import TextClassification
+
+    return TextClassification()
+
+
 def _masked_language_modeling() -> Task:
     from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
 
@@ -26,12 +32,16 @@ def _masked_language_modeling() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
     "masked_language_modeling": _masked_language_modeling,
+    "text_classification": _text_classification,
 }
 
 ALIASES: dict[str, str] = {
     "qa": "question_answering",
     "mlm": "masked_language_modeling",
     "masked_lm": "masked_language_modeling",
+    "glue": "text_classification",
+    "sequence_classification": "text_classification",
+    "sentiment_analysis": "text_classification",
 }
 
 

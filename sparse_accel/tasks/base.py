@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features
-from sparse_accel.tasks.files import write_json
+from sparse_accel.tasks.files import write_json, write_text
 
 
 class DataOptions(Protocol):
@@ -176,7 +176,8 @@ class LazyFiles(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Scored:
-    """The metrics of a split (empty where it holds no answers), and the files worth writing: name -> JSON content."""
+    """The metrics of a split (empty where it holds no answers), and the files worth writing: name -> JSON content, or text where
+    the name ends in .txt."""
 
     metrics: dict[str, float]
     files: Mapping[str, Any]
@@ -239,11 +240,20 @@ class Task(Protocol):
         ...
 
 
+def prediction_file(prefix: str, name: str, suffix: str = "") -> str:
+    """The name under which a file of `Scored` is written: JSON, but for one that says itself that it is text."""
+    stem, dot, ending = name.partition(".")
+    return "_".join(part for part in (prefix, stem, suffix) if part) + (f".{ending}" if dot else ".json")
+
+
 def write_predictions(folder: str | Path, prefix: str, scored: Scored) -> list[Path]:
-    """Write `{prefix}_{name}.json` for each file of `scored`, each whole or not at all; returns the paths."""
+    """Write each file of `scored` under its name (see `prediction_file`), whole or not at all; returns the paths."""
     written = []
     for name, content in scored.files.items():
-        path = Path(folder) / f"{prefix}_{name}.json"
-        write_json(path, content)
+        path = Path(folder) / prediction_file(prefix, name)
+        if path.suffix == ".json":
+            write_json(path, content)
+        else:
+            write_text(path, content)
         written.append(path)
     return written

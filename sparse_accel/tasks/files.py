@@ -31,7 +31,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with an indent of 4, as Hugging Face's example does. Raises OutputError when the disk refuses."""
-    text = json.dumps(content, indent=4) + "\n"
+    write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8. Raises OutputError when the disk refuses."""
     try:
         with replacing(path) as file:
             file.write(text.encode("utf-8"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -26,18 +26,27 @@ _HELD_OUT_SEED: Final = 0
 class SplitReader:
     """Reads the rows of a run's splits, each with a phrase that names where they are from. A file is read once.
 
-    `read` is how a file becomes rows; `notes` gets what the person should know.
+    `read` is how a file becomes rows; `notes` gets what the person should know. `named` says what a split is called in a data
+    set that has the splits that it is given.
     """
 
-    def __init__(self, options: DataOptions, notes: list[str], read: Callable[[str], list[Row]] = read_file) -> None:
+    def __init__(
+        self,
+        options: DataOptions,
+        notes: list[str],
+        read: Callable[[str], list[Row]] = read_file,
+        named: Callable[[SplitName, Sequence[str]], str] | None = None,
+    ) -> None:
         self.options = options
         self.notes = notes
         self._read = read
+        self._named = named
+        self._there: list[str] | None = None
         self._training: tuple[list[Row], str] | None = None
 
     def rows(self, name: SplitName) -> tuple[list[Row], str]:
         """The rows of one split. Raises DataError and OptionError where there are none to be had."""
-        if name == "test" or not self._holds_out():
+        if name == "test" or not self.holds_out():
             return self._given(name)
         rows, source = self._training_rows()
         share = held_out_share(self.options)
@@ -49,20 +58,29 @@ class SplitReader:
                 f"to train with and {held_out.sum()} to score"
             )
         wanted = held_out if name == "validation" else ~held_out
-        if name == "validation":
-            self.notes.append(f"{source}: {held_out.sum()} of {len(rows)} rows are held out for validation")
+        note = f"{source}: {held_out.sum()} of {len(rows)} rows are held out for validation"
+        if name == "validation" and note not in self.notes:
+            self.notes.append(note)
         return [row for row, kept in zip(rows, wanted, strict=True) if kept], f"{source} ({name} part)"
 
-    def _holds_out(self) -> bool:
+    def holds_out(self) -> bool:
         """Whether validation rows come out of the training rows."""
         options = self.options
         if held_out_share(options) is None or options.validation_file is not None:
             return False
         if options.dataset_name is not None:
-            return "validation" not in data_set_splits(
-                options.dataset_name, options.dataset_config_name, options.cache_dir
-            )
+            return self._split_of_data_set("validation") not in self._splits()
         return options.train_file is not None and options.do_eval
+
+    def _split_of_data_set(self, name: SplitName) -> str:
+        return name if self._named is None else self._named(name, self._splits())
+
+    def _splits(self) -> list[str]:
+        options = self.options
+        assert options.dataset_name is not None
+        if self._there is None:
+            self._there = data_set_splits(options.dataset_name, options.dataset_config_name, options.cache_dir)
+        return self._there
 
     def _training_rows(self) -> tuple[list[Row], str]:
         if self._training is None:
@@ -77,8 +95,9 @@ class SplitReader:
                 self.notes.append(
                     f"--{SPLIT_OPTIONS[name][1]} {file} is not read: --dataset_name {options.dataset_name} comes first"
                 )
-            rows = read_data_set(options.dataset_name, options.dataset_config_name, name, options.cache_dir)
-            return rows, f"{options.dataset_name} ({name})"
+            split = self._split_of_data_set(name)
+            rows = read_data_set(options.dataset_name, options.dataset_config_name, split, options.cache_dir)
+            return rows, f"{options.dataset_name} ({split})"
         if file is None:
             raise DataError(f"there is no {name} data: --{SPLIT_OPTIONS[name][1]}")
         return self._read(file), str(file)

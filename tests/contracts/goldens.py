@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from sparse_accel.compress.census import Census
-from tests import running, tiny_mlm
+from tests import running, tiny_mlm, tiny_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 HEADER = "step loss lr sparsity phase"
@@ -24,6 +24,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
+    # From 60% zeros, which is where the tiny student stands.
+    "question_answering/gradual_pruning": {
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "pruning_start_epoch": 0.5, "pruning_end_epoch": 2.5, '
+        '"pruning_update_frequency": 0.5, "init_sparsity": 0.6, "final_sparsity": 0.8}'
+    },
     "question_answering/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 1e-3}'},
     # A low rate: Adam makes full steps of rounding noise, which quantization grids enlarge; so processors agree to 4e-4.
     "question_answering/pruned_quant": {
@@ -33,6 +38,25 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
+    **{
+        # 4 steps an epoch: masks at every second step, the last ones at step 8.
+        f"masked_language_modeling/pruned{percent}": {
+            "recipe_args": '{"pruning_end_epoch": 2.0, "pruning_update_frequency": 0.5, "cycle_epochs": 0.5, "init_lr": 1e-3}'
+        }
+        for percent in (80, 90, 97)
+    },
+    "text_classification/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "text_classification/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+    },
+    "text_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+    },
 }
 
 
@@ -40,6 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
 WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
     "masked_language_modeling": tiny_mlm.tiny_mlm_world,
+    "text_classification": tiny_text.tiny_text_world,
 }
 
 

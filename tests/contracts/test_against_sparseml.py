@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering
 
 from sparse_accel.compress.plan import CompressionPlan
+from sparse_accel.modifiers.gradual_pruning import GradualPruning
+from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import setup, tracking
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.run import prepare
@@ -179,3 +181,68 @@ def test_a_resumed_run_goes_on_in_the_middle_of_its_schedule(world: dict[str, An
     running.run(options, out, max_steps=9)
     lines = running.log(out)
     assert len(lines) == 9 and lines[8]["learning_rate"] == pytest.approx(8.75e-5, rel=1e-12)
+
+
+# Gradual pruning: fields, steps an epoch, epochs, and what SparseML's own modifier applied at each step of a run (None: not
+# yet) when it was carried out; its weight had 1,000 entries, of which the same share was zero after the step.
+APPLIED = {
+    "linear to the run's end": (
+        "init_sparsity: 0.1, final_sparsity: 0.5, start_epoch: 0.0, end_epoch: 1.0, update_frequency: -1, inter_func: linear",
+        (4, 1),
+        [0.1, 0.2, 0.30000000000000004, 0.4],
+    ),
+    "cubic, every half epoch": (
+        "init_sparsity: 0.05, final_sparsity: 0.8, start_epoch: 0.5, end_epoch: 3.0, update_frequency: 0.5",
+        (4, 4),
+        [None] * 2
+        + [0.05] * 2
+        + [0.41599999999999987] * 2
+        + [0.6380000000000001] * 2
+        + [0.752] * 2
+        + [0.794] * 2
+        + [0.8] * 4,
+    ),
+    "inverse cubic, a frequency between steps": (
+        "init_sparsity: 0.2, final_sparsity: 0.9, start_epoch: 0.4, end_epoch: 2.4, update_frequency: 0.3, "
+        "inter_func: inverse_cubic",
+        (5, 3),
+        [None] * 2
+        + [0.2] * 2
+        + [0.2501775632942109] * 2
+        + [0.3095971342887755] * 2
+        + [0.38423559019034587] * 2
+        + [0.4906375166501988] * 2
+        + [0.9] * 3,
+    ),
+    "cubic, at every step": (
+        "init_sparsity: 0.3, final_sparsity: 0.6, start_epoch: 0.0, end_epoch: 2.0, update_frequency: 0.25",
+        (4, 3),
+        [
+            0.3,
+            0.39902343749999997,
+            0.47343749999999996,
+            0.5267578125,
+            0.5625,
+            0.5841796875,
+            0.5953124999999999,
+            0.5994140625,
+        ]
+        + [0.6] * 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("tag", ["GMPruningModifier", "MagnitudePruningModifier", "GlobalMagnitudePruningModifier"])
+@pytest.mark.parametrize("case", APPLIED)
+def test_the_sparsity_of_each_step_is_sparsemls_but_the_last_steps_which_arrives(case: str, tag: str) -> None:
+    fields, (steps_per_epoch, epochs), applied = APPLIED[case]
+    recipe = Recipe.load(f"m_modifiers:\n  - !{tag} {{{fields}}}\n")
+    (modifier,) = recipe.modifiers
+    assert isinstance(modifier, GradualPruning) and isinstance(modifier.final_sparsity, float)
+    clocks = [Clock(step, steps_per_epoch) for step in range(steps_per_epoch * epochs)]
+    found = [modifier.course(clock, float(epochs), modifier.final_sparsity) for clock in clocks]
+    assert found[:-1] == [share if share is None else pytest.approx(share, rel=1e-14) for share in applied[:-1]]
+    assert found[-1] == modifier.final_sparsity, "SparseML never arrives where the run ends with the schedule"
+    assert [share is None or round(1000 * share) for share in found[:-1]] == [
+        share is None or round(1000 * share) for share in applied[:-1]
+    ]

@@ -54,12 +54,40 @@ EXAMPLES: dict[str, str] = {
         start_epoch: 0.0
         end_epoch: 3.0
     """,
+    "GMPruningModifier": """
+        start_epoch: 1.0
+        end_epoch: 2.0
+        update_frequency: 0.5
+        init_sparsity: 0.55
+        final_sparsity: 0.8
+        params: __ALL_PRUNABLE__
+        leave_enabled: False
+    """,
+    "GlobalMagnitudePruningModifier": """
+        start_epoch: 1.0
+        end_epoch: 2.0
+        update_frequency: -1
+        init_sparsity: 0.55
+        final_sparsity: 0.8
+        params: ['re:.*attention', 're:.*word_embeddings']
+        leave_enabled: False
+        inter_func: linear
+        mask_type: block4
+    """,
     "LearningRateFunctionModifier": """
         start_epoch: 1.0
         end_epoch: 2.0
         lr_func: linear
         init_lr: 2e-3
         final_lr: 1e-4
+    """,
+    "MagnitudePruningModifier": """
+        start_epoch: 1.0
+        end_epoch: 2.0
+        update_frequency: 0.25
+        init_sparsity: __FROM_PARAM__
+        final_sparsity: {0.7: ['re:.*query', 're:.*key'], 0.9: ['re:.*dense']}
+        inter_func: inverse_cubic
     """,
     "QuantizationModifier": """
         start_epoch: 1.0
@@ -213,8 +241,8 @@ class History:
 
 
 def numbers(session: Session) -> dict[str, Tensor]:
-    """Weights, masks, ranges and the optimizer's state."""
-    state = {name: tensor.detach().clone() for name, tensor in session.module.state_dict().items()}
+    """Weights, masks, ranges and the optimizer's state, as checkpoints have them."""
+    state = gathering.whole_state(session, kept=torch.clone)
     return state | {name: tensor.clone() for name, tensor in gathering.whole_optimizer(session).items()}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForMaskedLM, BertForQuestionAnswering, PreTrainedModel
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, PreTrainedModel
 
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.recipe import shipped
@@ -23,8 +23,13 @@ FILES = sorted(path for path in RECIPES.rglob("*") if path.is_file())
 STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
     "question_answering": bert,
     "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
+    "text_classification": lambda: BertForSequenceClassification(bert_config()),
 }
-MODELS = {"question_answering": BertForQuestionAnswering, "masked_language_modeling": BertForMaskedLM}
+MODELS = {
+    "question_answering": BertForQuestionAnswering,
+    "masked_language_modeling": BertForMaskedLM,
+    "text_classification": BertForSequenceClassification,
+}
 
 every_recipe = pytest.mark.parametrize("name", shipped.names())
 

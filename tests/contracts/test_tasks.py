@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sparse_accel.tasks.base import Split, TaskData, write_predictions
 from sparse_accel.tasks.features import Features
 from tests import running
 from tests.tiny import TinyDataOptions, nested, tiny_bert, tiny_rows, tiny_tokenizer
+from tests.tiny_text import LABELS, tiny_text_bert, tiny_text_rows
 
 ROWS = 24
 
@@ -39,10 +40,10 @@ class World:
     perfect: Callable[[Split], dict[str, list[np.ndarray]]]
     # The metrics of perfect outputs.
     best: Mapping[str, float]
-    # Flags of a whole command on it.
-    flags: Mapping[str, str] = field(default_factory=dict)
     # What a model that is wrong would give, made of that.
     wrong: Callable[[np.ndarray], np.ndarray] = np.negative
+    # What the model's config calls its labels.
+    labels: Sequence[str] | None = None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,9 +111,21 @@ WORLDS: dict[str, World] = {
         },
         perfect=answer_spans,
         best={"exact_match": 100.0, "f1": 100.0},
-        flags={"doc_stride": "32"},
     ),
 }
+
+WORLDS["text_classification"] = World(
+    model=tiny_text_bert,
+    tokenizer=tiny_tokenizer,
+    layouts={
+        "flat.json": lambda path: path.write_text(json.dumps({"data": tiny_text_rows(ROWS)})),
+        "table.csv": lambda path: write_csv(path, tiny_text_rows(ROWS)),
+        "lines.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, tiny_text_rows(ROWS)))),
+    },
+    perfect=lambda split: {"logits": list(10 * np.eye(3, dtype=np.float32)[split.features.labels["labels"]])},
+    best={"accuracy": 1.0, "f1": 1.0},
+    labels=LABELS,
+)
 
 every_task = pytest.mark.parametrize("name", sorted(TASKS))
 
@@ -202,7 +215,6 @@ def test_a_whole_command_trains_and_scores(name: str, tmp_path: Path) -> None:
         "max_steps": "4",
         "logging_steps": "1",
         "max_seq_length": "128",
-        **world.flags,
     }
     try:
         train(load_options(name, flags))
@@ -220,12 +232,12 @@ def test_perfect_outputs_score_as_perfect_and_others_do_not(name: str, tmp_path:
     layout, write = next(iter(world.layouts.items()))
     write(tmp_path / layout)
     options = TinyDataOptions(validation_file=str(tmp_path / layout), cache_dir=str(tmp_path / "cache"), do_eval=True)
-    split = task.load(options, world.tokenizer(tmp_path / "tokenizer")).validation
+    split = task.load(options, world.tokenizer(tmp_path / "tokenizer"), model_labels=world.labels).validation
     assert split is not None
     outputs = world.perfect(split)
     assert set(outputs) == set(task.output_keys)
     scored = task.score(split, outputs, options)
-    assert scored.metrics == pytest.approx(dict(world.best))
+    assert {metric: scored.metrics[metric] for metric in world.best} == pytest.approx(dict(world.best))
     written = write_predictions(tmp_path, "eval", scored)
     assert {path.name for path in written} == {f"eval_{file}.json" for file in scored.files}
     assert [json.loads(path.read_text("utf-8")) for path in written] == list(scored.files.values())

@@ -153,13 +153,22 @@ def fsdp2(
         *every(alone, teacher="fsdp2"),
         ("recomputed", {**ADAMW, "gradient_checkpointing": True, "sparse_storage": "compact"}),
         ("to_masked", going_on(folder / "stopped", sparse_storage="masked")),
-        ("masked", {**ADAMW, "max_steps": 5, "sparse_storage": "masked"}),
-        ("to_compact", going_on(folder / "masked", sparse_storage="compact")),
         ("fresh", {**FLOAT, "model_name_or_path": headless}),
     ]
     if HAS_DEEPSPEED:
         zero3: Launched = request.getfixturevalue("zero3")
         cases.append(("from_zero3", going_on(zero3.folder / "stopped")))
+    return carry_out("fsdp2", world, folder, cases)
+
+
+@pytest.fixture(scope="module")
+def fsdp2_from_masked(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """The other way about. A launch of its own, which the default run does without."""
+    folder = tmp_path_factory.mktemp("fsdp2_from_masked")
+    cases = [
+        ("masked", {**ADAMW, "max_steps": 5, "sparse_storage": "masked"}),
+        ("to_compact", going_on(folder / "masked", sparse_storage="compact")),
+    ]
     return carry_out("fsdp2", world, folder, cases)
 
 
@@ -261,11 +270,20 @@ def test_recomputed_activations_change_no_bit(fsdp2: Launched) -> None:
     assert running.differing(fsdp2.folder / "whole", fsdp2.folder / "recomputed") == []
 
 
-@pytest.mark.parametrize(("first", "then"), [("stopped", "to_masked"), ("masked", "to_compact")])
-def test_a_sharded_run_goes_on_with_the_other_storage_to_the_same_bits(first: str, then: str, fsdp2: Launched) -> None:
-    is_compact = (fsdp2.folder / first / "checkpoint-5" / "model.compact.safetensors").is_file()
+@pytest.mark.parametrize(
+    ("launched", "first", "then"),
+    [
+        ("fsdp2", "stopped", "to_masked"),
+        pytest.param("fsdp2_from_masked", "masked", "to_compact", marks=pytest.mark.exhaustive),
+    ],
+    indirect=["launched"],
+)
+def test_a_sharded_run_goes_on_with_the_other_storage_to_the_same_bits(
+    launched: Launched, first: str, then: str, fsdp2: Launched
+) -> None:
+    is_compact = (launched.folder / first / "checkpoint-5" / "model.compact.safetensors").is_file()
     assert is_compact == (then == "to_masked")
-    assert running.differing(fsdp2.folder / "whole", fsdp2.folder / then) == []
+    assert running.differing(fsdp2.folder / "whole", launched.folder / then) == []
 
 
 def test_a_fresh_head_is_the_same_on_all_ranks(fsdp2: Launched, alone: Path) -> None:

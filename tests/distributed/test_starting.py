@@ -94,12 +94,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+# The default run starts the README's commands, which are these ways and those of two processes: tests/test_readme.py.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "start",
     [
         pytest.param(SCRIPT, id="script", marks=needs_script),
         pytest.param([*LAUNCH, "sparse_accel"], id="launch folder"),
-        pytest.param([*LAUNCH, "-m", "sparse_accel"], id="launch module", marks=pytest.mark.exhaustive),
+        pytest.param([*LAUNCH, "-m", "sparse_accel"], id="launch module"),
     ],
 )
 def test_every_way_of_starting_trains_the_model_that_the_module_does(
@@ -112,16 +114,12 @@ def test_every_way_of_starting_trains_the_model_that_the_module_does(
     assert all(torch.equal(trained[name], tensor) for name, tensor in started_as_module.items())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("start", "environ"),
     [
         pytest.param([*LAUNCH, *TWO, "sparse_accel"], {"ACCELERATE_USE_CPU": "1"}, id="launch folder"),
-        pytest.param(
-            [*LAUNCH, *TWO, "-m", "sparse_accel"],
-            {"ACCELERATE_USE_CPU": "1"},
-            id="launch module",
-            marks=pytest.mark.exhaustive,
-        ),
+        pytest.param([*LAUNCH, *TWO, "-m", "sparse_accel"], {"ACCELERATE_USE_CPU": "1"}, id="launch module"),
         pytest.param([*TORCHRUN, "-m", "sparse_accel"], {}, id="torchrun", marks=needs_no_gpu),
     ],
 )
@@ -135,11 +133,18 @@ def test_two_processes_train_together_and_only_the_first_prints(
     assert ended.out.count("written to") == 1
 
 
+# The default run has each message once; test_launch_checks.py has it of every environment.
 @pytest.mark.parametrize(
     ("options", "environ", "message"),
     [
         pytest.param(["--cpu", "--num_processes", "2"], {}, "MASTER_ADDR is set but WORLD_SIZE is not", id="cpu"),
-        pytest.param([], {"MASTER_ADDR": "127.0.0.1"}, "MASTER_ADDR is set but WORLD_SIZE is not", id="master_addr"),
+        pytest.param(
+            [],
+            {"MASTER_ADDR": "127.0.0.1"},
+            "MASTER_ADDR is set but WORLD_SIZE is not",
+            id="master_addr",
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(TWO, {}, "but no GPU was found", id="multi_gpu", marks=needs_no_gpu),
         pytest.param(["--use_fsdp", "--num_processes", "2"], {}, "asks for FSDP", id="fsdp", marks=needs_no_gpu),
         pytest.param(
@@ -147,14 +152,14 @@ def test_two_processes_train_together_and_only_the_first_prints(
             {"ACCELERATE_USE_CPU": "1"},
             "asks for FSDP",
             id="fsdp on cpu",
-            marks=needs_no_gpu,
+            marks=[needs_no_gpu, pytest.mark.exhaustive],
         ),
         pytest.param(
             ["--use_deepspeed", "--num_processes", "2"],
             {},
             "asks for DeepSpeed",
             id="deepspeed",
-            marks=[needs_no_gpu, pytest.mark.deepspeed],
+            marks=[needs_no_gpu, pytest.mark.deepspeed, pytest.mark.exhaustive],
         ),
         pytest.param(
             ["--use_deepspeed", "--num_processes", "2"],
@@ -186,7 +191,9 @@ def test_bad_input_is_one_message_and_exit_code_2(start: list[str], training: li
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("start", [["sparse_accel"], ["-m", "sparse_accel"]])
+@pytest.mark.parametrize(
+    "start", [["sparse_accel"], pytest.param(["-m", "sparse_accel"], marks=pytest.mark.exhaustive)]
+)
 def test_two_processes_report_bad_input_once(start: list[str], training: list[str]) -> None:
     ended = run([*LAUNCH, *TWO, *start, *training, "--learning_rate", "fast"], ACCELERATE_USE_CPU="1")
     assert ended.code != 0

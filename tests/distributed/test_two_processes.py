@@ -13,8 +13,11 @@ import psutil
 import pytest
 
 from tests import running
+from tests.distributed.launching import launch
 
 pytestmark = pytest.mark.timeout(300)
+
+FLOAT = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
 
 
 def torchrun(port: int) -> list[str]:
@@ -47,29 +50,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made | {"optim": "sgd", "recipe_args": running.QUANT_ARGS.replace("1e-3", "0.5")}
 
 
-def test_two_processes_give_the_result_of_one(world: dict[str, Any], tmp_path: Path) -> None:
-    recipe = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
-    one = running.run(world, tmp_path / "one", **recipe)
-    two = {**recipe, "gradient_accumulation_steps": 1, "teacher_cache": str(tmp_path / "teachers")}
-    output = both(running.command(world, tmp_path / "two", **two), 29611)
-    assert output.count("written to") == 1, "only the main process prints"
+@pytest.fixture(scope="module")
+def two(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What two processes make of both recipes, one after the other: the folder of both, and what was printed."""
+    folder = tmp_path_factory.mktemp("two")
+    changes = {**FLOAT, "gradient_accumulation_steps": 1, "teacher_cache": str(folder / "teachers")}
+    commands = [
+        running.command(world, folder / "float", **changes),
+        running.command(world, folder / "quantized", gradient_accumulation_steps=1, save_steps=2),
+    ]
+    return folder, launch("ddp", commands, folder, timeout=240)
+
+
+def test_two_processes_give_the_result_of_one(world: dict[str, Any], two: tuple[Path, str], tmp_path: Path) -> None:
+    folder, output = two
+    one = running.run(world, tmp_path / "one", **FLOAT)
+    assert output.count("written to") == 2, "only the main process prints"
     assert "Warning" not in output
-    assert running.largest_difference(one, tmp_path / "two") < 1e-5
-    assert running.results(tmp_path / "two")["eval_f1"] == running.results(one)["eval_f1"]
-    for ours, theirs in zip(running.log(one), running.log(tmp_path / "two"), strict=True):
+    assert running.largest_difference(one, folder / "float") < 1e-5
+    assert running.results(folder / "float")["eval_f1"] == running.results(one)["eval_f1"]
+    for ours, theirs in zip(running.log(one), running.log(folder / "float"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    (filled,) = (tmp_path / "teachers").iterdir()
+    (filled,) = (folder / "teachers").iterdir()
     alone = Path(world["cache_dir"]) / "sparse_accel_features/teachers" / filled.name / "outputs.safetensors"
     assert (filled / "outputs.safetensors").read_bytes() == alone.read_bytes(), "however many fill it"
 
 
-def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tmp_path: Path) -> None:
+def test_masks_ranges_and_resume_hold_on_two_processes(
+    world: dict[str, Any], two: tuple[Path, str], tmp_path: Path
+) -> None:
     """Quantization from step 4, told to end in step 7 or later, resumed: the bits of the run that was not."""
+    unbroken = two[0] / "quantized"
     one = running.run(world, tmp_path / "one")
-    words = running.command(world, tmp_path / "two", gradient_accumulation_steps=1, save_steps=2)
-    both(words, 29612)
     # Once tensors are rounded to a grid, noise of 1e-7 now and then decides which point of the grid they go to.
-    assert running.largest_difference(one, tmp_path / "two") < 5e-3
+    assert running.largest_difference(one, unbroken) < 5e-3
 
     killed = tmp_path / "killed"
     words = running.command(world, killed, gradient_accumulation_steps=1, save_steps=2)
@@ -84,7 +98,7 @@ def test_masks_ranges_and_resume_hold_on_two_processes(world: dict[str, Any], tm
     output = both(words, 29614)
     assert f"resuming this command from {killed / marker['checkpoint']}" in output
     assert not (killed / "preempted.json").exists()
-    assert running.differing(tmp_path / "two", killed) == []
+    assert running.differing(unbroken, killed) == []
 
 
 def test_a_rank_that_dies_ends_the_run(world: dict[str, Any], tmp_path: Path) -> None:

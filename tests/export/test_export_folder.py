@@ -29,6 +29,7 @@ from sparse_accel.onnx_export.parity import Tolerances
 from sparse_accel.onnx_export.report import ExportReport
 from sparse_accel.serving.engines import open_engine
 from tests.export.trained import trained_folder
+from tests.report_files import Page, write_run
 from tests.tiny import tiny_bert, tiny_squad
 
 # More than all predictions are to agree.
@@ -44,6 +45,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = {"max_seq_length": 96, "doc_stride": 24, "version_2_with_negative": True, "learning_rate": 1.0}
     (folder / "run.json").write_text(json.dumps({"argv": [], "command": facts}), "utf-8")
     (folder / "vocab.txt").write_text("a file that the tokenizer's library does not write\n", "utf-8")
+    write_run(folder)
     return folder
 
 
@@ -129,6 +131,30 @@ def test_the_report_on_disk_is_the_one_that_is_returned(everything: tuple[Path, 
     assert len(stored["parity"]["shapes"]) > 2
     assert stored["sizes"]["file_bytes"] == (target / "model.onnx").stat().st_size < stored["sizes"]["float_bytes"]
     assert {"load", "graph", "float graph", "compression", "check"} <= stored["seconds"].keys()
+
+
+def test_the_report_of_the_training_run_tells_of_the_export(
+    everything: tuple[Path, ExportReport], quantized: Path
+) -> None:
+    target, report = everything
+    page = Page((quantized / "report.html").read_text("utf-8"))
+    page.check_self_contained()
+    assert "the check passed" in page.text and str(target) in page.text
+    check, expected = report.check, report.expected
+    assert check is not None
+    for shape in check.parity.shapes:
+        assert f"{shape.batch} x {shape.length}" in page.text
+    assert f"{expected.integer} ({expected.integer} expected)" in page.text
+    assert "79.5" in page.text  # and of the run, as before
+    assert not (target / "compressed" / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_made_is_noted_and_the_export_stands(quantized: Path, tmp_path: Path) -> None:
+    folder = copied(quantized, tmp_path / "model")
+    (folder / "trainer_state.json").write_text("{}", "utf-8")
+    report = export(folder, replace(QUICK, validate=False, graph_format="float"))
+    assert any("report.html does not tell of this export" in note for note in report.notes)
+    assert (folder / "deployment" / "model.onnx").is_file() and not list(folder.glob(".report*"))
 
 
 def test_the_float_graph_has_no_quantizer(everything: tuple[Path, ExportReport]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sparse_accel.errors import ModelError, OutputError
+from sparse_accel.reports.run_files import read_story
 from tests import running
 
 
@@ -35,6 +36,8 @@ def test_a_run_that_stopped_anywhere_ends_with_the_same_bits(
     assert running.differing(unbroken, out) == []
     assert running.results(out) == running.results(unbroken)
     assert running.log(out) == running.log(unbroken)
+    story = read_story(out)  # what the report is made of: the whole run, not its second half
+    assert [line["step"] for line in story.lines] == list(range(1, 13)) and story.facts["steps"]["done"] == 12
     assert (out / "eval_predictions.json").read_bytes() == (unbroken / "eval_predictions.json").read_bytes()
 
 
@@ -44,9 +47,14 @@ def test_a_run_that_stopped_anywhere_ends_with_the_same_bits(
     [(signal.SIGKILL, 3), pytest.param(signal.SIGKILL, 9, marks=pytest.mark.exhaustive), (signal.SIGTERM, 5)],
 )
 def test_a_killed_process_resumes_by_itself(
-    world: dict[str, Any], unbroken: Path, tmp_path: Path, sent: signal.Signals, after: int
+    world: dict[str, Any],
+    unbroken: Path,
+    tmp_path: Path,
+    sent: signal.Signals,
+    after: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Killed, or told to end, after so many logged steps; checkpoints every second step."""
+    """Killed, or told to end, after so many logged steps; checkpoints every second step. Resumed in this process."""
     out = tmp_path / "out"
     words = running.command(world, out, save_steps=2)
     process = running.start(words)
@@ -59,6 +67,7 @@ def test_a_killed_process_resumes_by_itself(
     process.send_signal(sent)
     output, _ = process.communicate()
     assert not (out / "model.safetensors").exists(), "the run ended before it was killed"
+    assert not (out / "report.html").exists()
     if sent == signal.SIGTERM:
         assert process.returncode == 75, output
         marker = json.loads((out / "preempted.json").read_text())
@@ -66,11 +75,9 @@ def test_a_killed_process_resumes_by_itself(
         assert f"told to end (SIGTERM): saved {marker['checkpoint']}" in output
     else:
         assert process.returncode == -signal.SIGKILL
-    again = running.start(words)
-    output, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, output
-    assert "resuming this command" in output
-    assert not (out / "preempted.json").exists()
+    running.run(world, out, save_steps=2)
+    assert "resuming this command" in capsys.readouterr().out
+    assert not (out / "preempted.json").exists() and (out / "report.html").is_file()
     assert running.differing(unbroken, out) == []
     assert running.results(out) == running.results(unbroken)
 

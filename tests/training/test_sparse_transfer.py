@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparse_accel.compress.plan import CompressionPlan
+from sparse_accel.reports.run_page import number
 from tests import running
+from tests.report_files import Page
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,30 @@ def test_the_folder_holds_what_sparseml_left_there(finished: Path) -> None:
     assert not list(finished.glob("*.bin")) and not list(finished.glob("**/*.pt"))
 
 
+def test_the_report_tells_the_whole_run(world: dict[str, Any], finished: Path) -> None:
+    page = Page((finished / "report.html").read_text("utf-8"))
+    page.check_self_contained()
+    assert {"report.html", "report.json"} <= set(json.loads((finished / "run.json").read_text())["files"])
+    evaluations = [
+        line for line in json.loads((finished / "trainer_state.json").read_text())["log_history"] if "eval_f1" in line
+    ]
+    assert len(evaluations) == 3
+    for line in evaluations:
+        assert number(line["eval_f1"]) in page.text and f"{line['eval_samples_per_second']:,.1f}" in page.text
+    facts = json.loads((finished / "report.json").read_text())
+    for key, folder in (("zeros_before", Path(world["model_name_or_path"])), ("zeros", finished)):
+        zeros = {
+            name: int((t == 0).sum()) for name, t in load_file(folder / "model.safetensors").items() if t.dim() > 1
+        }
+        assert {entry["name"]: entry[key] for entry in facts["matrices"]} == zeros
+    assert facts["steps"] == {"done": 12, "last": 12, "per_epoch": 4, "features": 16}
+    assert facts["command"] in page.text and (finished / "recipe.yaml").read_text("utf-8").strip() in page.text
+    for module in CompressionPlan.load(finished / "compression_plan.json").modules:
+        assert module in page.text
+    for text in ("ranges move", "ranges fixed", "held 59.8%", "hardness 1, T 5", facts["versions"]["torch"], "fp32"):
+        assert text in page.text, text
+
+
 def test_learning_rate_of_each_step_is_sparsemls(finished: Path) -> None:
     lines = running.log(finished)
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -93,7 +120,7 @@ def test_a_trained_folder_is_evaluated_as_it_was_trained(world: dict[str, Any], 
     assert nbest[0] == nbest[1]
 
 
-@pytest.mark.parametrize(("micro", "accumulation"), [(4, 4), (1, 16)])
+@pytest.mark.parametrize(("micro", "accumulation"), [pytest.param(4, 4, marks=pytest.mark.exhaustive), (1, 16)])
 def test_a_step_gives_the_same_result_however_its_batch_is_split(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, micro: int, accumulation: int
 ) -> None:

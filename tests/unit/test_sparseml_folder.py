@@ -27,6 +27,7 @@ from transformers.masking_utils import eager_mask
 
 from sparse_accel.compress.ranges import Phase, quantizers
 from sparse_accel.errors import ModelError
+from sparse_accel.folders.inspecting import inspect_folder
 from sparse_accel.folders.sparseml import FakeQuantized, grid_of, is_sparseml_state, open_sparseml, split_state
 from sparse_accel.folders.trained import TrainedModel
 from sparse_accel.tasks import resolve_task
@@ -312,6 +313,22 @@ def test_scales_and_ranges_are_taken_over_and_stay(tutorial: tuple[Path, nn.Modu
         assert held[ours].max_val == state[f"{theirs}.activation_post_process.max_val"]
     assert held[f"{prefix}.context_layer_matmul.right_quantizer"].zero_point == 128
     assert not model.training
+
+
+def test_an_inspection_shows_the_same_quantizers(tutorial: tuple[Path, nn.Module]) -> None:
+    folder, _ = tutorial
+    found, trained = inspect_folder(folder), opened(folder)
+    assert found.form == "folder with SparseML's state dict"
+    assert {(one.module, one.role): one.scale for one in found.quantizers} == {
+        tuple(name.removesuffix("_quantizer").rsplit(".", 1)): (
+            quantizer.scale.min().item(),
+            quantizer.scale.max().item(),
+        )
+        for name, quantizer in quantizers(trained.model).items()
+    }
+    assert {matrix.name for matrix in found.matrices} == {
+        name for name, parameter in trained.model.named_parameters() if parameter.dim() > 1
+    }
 
 
 def test_zeros_stay_and_no_mask_is_planned(tutorial: tuple[Path, nn.Module]) -> None:

@@ -95,6 +95,36 @@ def test_moments_that_change_nothing_do_not_divide_a_run() -> None:
     )
 
 
+PRUNING = """\
+m_modifiers:
+  - !GMPruningModifier
+    start_epoch: 1
+    end_epoch: 3
+    update_frequency: 0.5
+    init_sparsity: 0.0
+    final_sparsity: 0.8
+    params: __ALL_PRUNABLE__
+    inter_func: linear
+    leave_enabled: {leave}
+  - !SetWeightDecayModifier {{start_epoch: 2, weight_decay: 0.1}}
+  - !EpochRangeModifier {{start_epoch: 0, end_epoch: 4}}
+"""
+
+
+@pytest.mark.parametrize(("leave", "last"), [("true", "80.0%"), ("false", "-")])
+def test_gradual_pruning_goes_from_sparsity_to_sparsity(leave: str, last: str) -> None:
+    headings, rows = table(timeline(Recipe.load(PRUNING.format(leave=leave)), 4.0, 10))
+    assert headings == ["epochs", "steps", "learning rate", "zeros", "weight decay"]
+    zeros = [(row[0], row[3]) for row in rows]
+    assert zeros == [("0 - 1", "-"), ("1 - 2", "0.0% → 40.0%"), ("2 - 3", "40.0% → 80.0%"), ("3 - 4", last)]
+
+
+def test_gradual_pruning_is_drawn(tmp_path: Path) -> None:
+    text = PRUNING.format(leave="true").replace("final_sparsity: 0.8", "final_sparsity: {0.7: ['re:a'], 0.9: [b]}")
+    plot(timeline(Recipe.load(text.replace("__ALL_PRUNABLE__", "[]")), 4.0, 10), tmp_path / "plan.svg", "a title")
+    assert (tmp_path / "plan.svg").read_text().count("<path") > 10
+
+
 def test_without_data_there_are_no_steps() -> None:
     headings, rows = table(timeline(Recipe.load("question_answering/dense"), 3.0, NOMINAL_STEPS))
     assert headings == ["epochs", "learning rate"]
@@ -115,9 +145,22 @@ SHOWN = {
     "ConstantPruningModifier": ("start_epoch: 1, params: __ALL_PRUNABLE__", "zeros"),
     "DistillationModifier": ("start_epoch: 1", "teacher"),
     "EpochRangeModifier": ("start_epoch: 0, end_epoch: 3", "0 - 3"),
+    "GMPruningModifier": (
+        "start_epoch: 1, end_epoch: 2, init_sparsity: 0.05, final_sparsity: 0.8, update_frequency: 0.1, params: []",
+        "5.0% → 80.0%",
+    ),
+    "GlobalMagnitudePruningModifier": (
+        "start_epoch: 1, end_epoch: 2, init_sparsity: 0.0, final_sparsity: 0.5, update_frequency: -1, inter_func: linear",
+        "__ALL_PRUNABLE__: pruned together by magnitude, linear, at every step",
+    ),
     "LearningRateFunctionModifier": (
         "start_epoch: 1, end_epoch: 2, lr_func: linear, init_lr: 1e-5, final_lr: 2e-5",
         "1e-5 → 2e-5",
+    ),
+    "MagnitudePruningModifier": (
+        "start_epoch: 1, end_epoch: 3, init_sparsity: __FROM_PARAM__, final_sparsity: {0.7: ['re:a'], 0.9: [b]}, "
+        "update_frequency: 0.5, mask_type: block4, leave_enabled: False",
+        "own zeros → 70.0% and own zeros → 90.0%",
     ),
     "QuantizationModifier": ("start_epoch: 1", "ranges move"),
     "SetLearningRateModifier": ("start_epoch: 1, learning_rate: 3e-5", "3e-5"),

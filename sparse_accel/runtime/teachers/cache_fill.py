@@ -51,7 +51,8 @@ class Part:
 @dataclass(frozen=True)
 class CacheJob:
     """What is to be cached, and where: the outputs `keys` for all `features`, as the teacher gives them for what `select` takes
-    of batches of `batch_size`, stored in `dtype` (one of DTYPES, or "auto" for that of the outputs)."""
+    of batches of `batch_size`, stored in `dtype` (one of DTYPES, or "auto" for that of the outputs). `by_token` says of which
+    outputs a batch has one for each place, [N, S, ...], and not one for each feature: shapes alone may be both."""
 
     folder: Path
     fingerprint: str
@@ -63,6 +64,7 @@ class CacheJob:
     select: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     batch_size: int
     dtype: str
+    by_token: Callable[[str, Tensor, Mapping[str, Tensor]], bool]
     num_workers: int = 0
 
 
@@ -146,15 +148,17 @@ def _answers(
         on_device = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         outputs = teacher.answers(job.select(on_device))
         is_token = batch["attention_mask"].bool()
-        columns = {key: _column(outputs[key], is_token, job.dtype) for key in job.keys}
+        columns = {
+            key: _column(outputs[key], job.dtype, by_token=job.by_token(key, outputs[key], on_device))
+            for key in job.keys
+        }
         if turn < len(own):
             yield _part(own[turn], {key: outputs[key].cpu() for key in job.keys}, is_token, columns), columns
         else:
             yield Part(np.empty(0, np.int64), {}), columns
 
 
-def _column(values: Tensor, is_token: Tensor, dtype: str) -> Column:
-    by_token = values.shape[:2] == is_token.shape
+def _column(values: Tensor, dtype: str, *, by_token: bool) -> Column:
     own = str(values.dtype).removeprefix("torch.")
     return Column(by_token, tuple(values.shape[2 if by_token else 1 :]), own if dtype == "auto" else dtype)
 

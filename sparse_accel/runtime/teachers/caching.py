@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -38,12 +38,13 @@ _BATCH_BYTES: Final = 5e8
 
 @dataclass
 class LoadedTeacher:
-    """A teacher that is whole on the CPU and fits the student. `accepted` are the inputs that it is given; `note` is what the
-    whose it is."""
+    """A teacher that is whole on the CPU and fits the student. `accepted` are the inputs that it is given; `note` says whose it
+    is; `label_order` where each of the student's labels stands among the teacher's, of each output where that differs."""
 
     model: Any
     accepted: frozenset[str]
     note: str
+    label_order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def let_go(self) -> None:
         """Refer to the model no more."""
@@ -193,6 +194,8 @@ def cache_job(loaded: LoadedTeacher, run: Asking, loader: StepLoader) -> CacheJo
         select=distillers[0].teacher_inputs,
         batch_size=made_of["batches"]["features"],
         dtype=options.teacher_cache_dtype,
+        # Of what stands at places a task always leaves the padding out.
+        by_token=lambda key, logits, batch: run.task.distillation_keep(key, logits, batch) is not None,
         num_workers=options.dataloader_num_workers,
     )
 
@@ -217,6 +220,11 @@ def _made_of(
         "inputs": sorted(loaded.accepted if given is None else loaded.accepted & set(given)),
         "task": run.task.name,
         "outputs": list(keys),
+        **(
+            {"label_order": {key: list(order) for key, order in loaded.label_order.items()}}
+            if loaded.label_order
+            else {}
+        ),
         "features": {"count": len(features), "content": features_digest(features)},
         "batches": {
             "made_by": type(collate).__name__,
@@ -241,7 +249,14 @@ def _place_to_fill(loaded: LoadedTeacher, run: Asking) -> tuple[PlacedTeacher, b
 
 def _place(loaded: LoadedTeacher, run: Asking, *, is_alone: bool = False) -> PlacedTeacher:
     placed, line = place(
-        loaded.model, run.student, run.options, run.accelerator, run.precision, loaded.accepted, is_alone=is_alone
+        loaded.model,
+        run.student,
+        run.options,
+        run.accelerator,
+        run.precision,
+        loaded.accepted,
+        label_order=loaded.label_order,
+        is_alone=is_alone,
     )
     loaded.let_go()
     run.screen.say(f"{line}; it is {loaded.note}")

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from sparse_accel.errors import ModelError
+from sparse_accel.folders.loading import label_names
+from sparse_accel.tasks.text_labels import order_in
 
 
 def frozen_copy(student: nn.Module) -> nn.Module:
@@ -47,6 +49,32 @@ def check_teacher(
         raise ModelError(
             f"the teacher {name} reads at most {positions} tokens, --max_seq_length is {max_length}; lower it or take another teacher"
         )
-    ours, theirs = student.config.num_labels, teacher.config.num_labels
-    if ours != theirs:
-        raise ModelError(f"the teacher {name} has {theirs} labels, the student {ours}; they must have the same")
+    if student.config.num_labels != teacher.config.num_labels:
+        raise ModelError(
+            f"the teacher {name} has {teacher.config.num_labels} labels, the student {student.config.num_labels}; they must have "
+            f"the same\n  teacher: {_labels(teacher)}\n  student: {_labels(student)}"
+        )
+
+
+def label_order(teacher: Any, student: Any, name: str) -> tuple[int, ...] | None:
+    """Where each of the student's labels stands among the teacher's, by name; None where they stand alike, or where one of
+    the two does not name its labels (`LABEL_0`).
+
+    Raises ModelError, which shows both, for other labels.
+    """
+    ours, theirs = label_names(student.config), label_names(teacher.config)
+    if ours is None or theirs is None:
+        return None
+    order = order_in(ours, theirs)
+    if order is None:
+        raise ModelError(
+            f"the teacher {name} has other labels than the student, so that what it says of them means nothing to it\n"
+            f"  teacher: {_labels(teacher)}\n  student: {_labels(student)}\n"
+            "take a teacher that was trained on the same labels, or --distill_teacher disable"
+        )
+    return None if order == sorted(order) else tuple(order)
+
+
+def _labels(model: Any) -> str:
+    names = label_names(model.config)
+    return f"{model.config.num_labels} without names" if names is None else ", ".join(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -41,7 +41,12 @@ class PlacedTeacher:
         self.autocast_dtype = _AUTOCAST_DTYPES.get(accelerator.mixed_precision)
         self.accepted = accepted
         self.spreader = spreader
+        self.label_order: dict[str, Tensor] = {}
         self.takes_packed = getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION_NAME
+
+    def reorder(self, label_order: Mapping[str, Sequence[int]], device: torch.device) -> None:
+        """From now on entry n of an output's last dim is the teacher's entry `label_order[output][n]`."""
+        self.label_order = {name: torch.tensor(order, device=device) for name, order in label_order.items()}
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The teacher's outputs in fp32 for the inputs of `batch` that it knows, laid out by feature."""
@@ -55,7 +60,10 @@ class PlacedTeacher:
             batch = padded_inputs(batch)
         with self._autocast():
             outputs = self.model(**model_inputs(batch, self.accepted))
-        return by_feature(outputs, batch)
+        answers = by_feature(outputs, batch)
+        for name, order in self.label_order.items():
+            answers[name] = answers[name].index_select(-1, order)
+        return answers
 
     def release(self) -> None:
         """Let go of the model; the teacher cannot be asked any more."""

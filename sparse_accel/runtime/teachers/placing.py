@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +27,11 @@ def place(
     precision: str,
     accepted: frozenset[str],
     *,
+    label_order: Mapping[str, Sequence[int]] | None = None,
     is_alone: bool = False,
 ) -> tuple[PlacedTeacher, str]:
-    """The teacher, and one line on where it is; `is_alone` says that it goes before the student takes its place. All ranks
-    decide alike.
+    """The teacher, and one line on where it is; `is_alone` says that it goes before the student takes its place, and
+    `label_order` where the student's labels stand among the teacher's. All ranks decide alike.
 
     Raises OptionError for a placement that the launch cannot have, ModelError for a teacher that fits nowhere.
     """
@@ -44,7 +46,9 @@ def place(
     if not fitting.fits(needs[placement], machine):
         line += ", which may be too little"
     rank = Rank(accelerator.device, accelerator.num_processes, precision)
-    return PLACEMENTS[placement](model, rank, accepted), line
+    placed = PLACEMENTS[placement](model, rank, accepted)
+    placed.reorder(label_order or {}, accelerator.device)
+    return placed, line
 
 
 def decide(wish: str, needs: dict[str, int], sizes: fitting.Sizes, machine: fitting.Machine) -> str:

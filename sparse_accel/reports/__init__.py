@@ -1,0 +1,1 @@
+"""Pages that a person looks at: data in, one self-contained HTML text out."""
