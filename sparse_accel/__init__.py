@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from sparse_accel.runtime.own_loop import AttachedRecipe as AttachedRecipe
     from sparse_accel.runtime.own_loop import attach as attach
     from sparse_accel.runtime.run import TrainResult as TrainResult
-    from sparse_accel.serving.predicting import Predictor as Predictor
+    from sparse_accel.serving.by_task import Predictor as Predictor
 
 __version__ = "0.1.0"
 
 # Public names, each with the module that has it: imported when first asked for, so that `--help` needs no torch.
 _HOMES = {
     "AttachedRecipe": "sparse_accel.runtime.own_loop",
-    "Predictor": "sparse_accel.serving.predicting",
+    "Predictor": "sparse_accel.serving.by_task",
     "Recipe": "sparse_accel.recipe.schema",
     "SparseAccelError": "sparse_accel.errors",
     "TrainResult": "sparse_accel.runtime.run",

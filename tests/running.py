@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.run import train
-from tests.tiny import tiny_bert, tiny_squad
+from tests.tiny import TINY_TAGS, tiny_bert, tiny_squad, tiny_tagged
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,22 +23,27 @@ ROOT = Path(__file__).resolve().parent.parent
 QUANT_ARGS = '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 1e-3}'
 
 
-def tiny_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: float = 0.6) -> dict[str, Any]:
-    """A pruned student, a teacher and data under `folder`; returns the options of a sparse-transfer command on them."""
+def prune(folder: Path, sparsity: float) -> None:
+    """Set the smallest weights of the layers in a model folder to zero."""
+    from safetensors.torch import save_file
+
     from sparse_accel.compress.masks import magnitude_mask
 
-    tiny_bert(folder / "teacher", seed=1)
-    tiny_bert(folder / "student", seed=2, dropout=dropout)
-    tiny_squad(folder / "train.json", rows=rows)
-    tiny_squad(folder / "val.json", rows=24, seed=5)
-    weights = folder / "student" / "model.safetensors"
+    weights = folder / "model.safetensors"
     tensors = load_file(weights)
     for name, tensor in tensors.items():
         if ".layer." in name and tensor.dim() == 2:
             tensor[~magnitude_mask(tensor, sparsity)] = 0
-    from safetensors.torch import save_file
-
     save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def tiny_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: float = 0.6) -> dict[str, Any]:
+    """A pruned student, a teacher and data under `folder`; returns the options of a sparse-transfer command on them."""
+    tiny_bert(folder / "teacher", seed=1)
+    tiny_bert(folder / "student", seed=2, dropout=dropout)
+    tiny_squad(folder / "train.json", rows=rows)
+    tiny_squad(folder / "val.json", rows=24, seed=5)
+    prune(folder / "student", sparsity)
     return {
         "train_file": str(folder / "train.json"),
         "validation_file": str(folder / "val.json"),
@@ -53,6 +58,29 @@ def tiny_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: 
         "gradient_accumulation_steps": 2,
         "max_seq_length": 128,
         "doc_stride": 32,
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "cache_dir": str(folder / "cache"),
+    }
+
+
+def tiny_token_world(folder: Path, *, rows: int = 64, dropout: float = 0.1, sparsity: float = 0.6) -> dict[str, Any]:
+    """The same for token classification: a pruned tagger, one that is dense as its teacher, and tagged sentences."""
+    tiny_bert(folder / "teacher", seed=1, head="TokenClassification", labels=TINY_TAGS)
+    tiny_bert(folder / "student", seed=2, dropout=dropout, head="TokenClassification", labels=TINY_TAGS)
+    prune(folder / "student", sparsity)
+    return {
+        "train_file": str(tiny_tagged(folder / "train.jsonl", rows)),
+        "validation_file": str(tiny_tagged(folder / "val.jsonl", 24, seed=5)),
+        "model_name_or_path": str(folder / "student"),
+        "distill_teacher": str(folder / "teacher"),
+        "recipe": str(ROOT / "recipes/token_classification/pruned_quant.yaml"),
+        "recipe_args": QUANT_ARGS,
+        "do_train": True,
+        "do_eval": True,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "gradient_accumulation_steps": 2,
         "logging_steps": 1,
         "save_steps": 1000,
         "cache_dir": str(folder / "cache"),

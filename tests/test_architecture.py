@@ -47,7 +47,7 @@ PARTS: dict[str, Part] = {
     "session": _part(2, "torch"),
     "modifiers": _part(2, "torch pydantic", neighbours="session"),
     "recipe": _part(3, "torch pydantic yaml matplotlib"),
-    "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers"),
+    "tasks": _part(3, "torch numpy transformers datasets evaluate pyarrow tokenizers scipy sklearn"),
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
     "reports": _part(3, "safetensors", neighbours="recipe folders"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ GLUE_WORDS = (
     "the a an of in on to and was is has had from with by for who what where which when how many old small bought sold"
     " built found owned painted moved during before after people town market later every buy very color year month did"
 ).split()
+# The labels of `tiny_sentences`, sorted.
+TINY_TAGS = ("B-DATE", "B-LOC", "B-PER", "I-DATE", "I-PER", "O")
 
 
 def tiny_words() -> list[str]:
@@ -61,6 +64,43 @@ def tiny_rows(rows: int, seed: int = 0, unanswerable: float = 0.0) -> list[dict[
             row = {"title": f"passage {len(made) // 4}", "context": context, "question": question, "answers": answers}
             made.append({"id": f"q{seed}-{len(made):05d}", **row})
     return made[:rows]
+
+
+def tiny_sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`count` rows of words and their tags, IOB2: people of one or two words, cities, and dates of two."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        person = [name.title() for name in rng.sample(PEOPLE, rng.randint(1, 2))]
+        parts = [
+            (person, "PER"),
+            (["bought", "a", rng.choice(COLOURS), rng.choice(THINGS), "in"], None),
+            ([rng.choice(CITIES).title()], "LOC"),
+            (["in"], None),
+            ([rng.choice(MONTHS), str(rng.randint(1900, 2020))], "DATE"),
+            (["."], None),
+        ]
+        words = [word for part, _ in parts for word in part]
+        tags = [
+            "O" if label is None else f"{'I' if place else 'B'}-{label}"
+            for part, label in parts
+            for place in range(len(part))
+        ]
+        rows.append({"id": f"s{seed}-{number:05d}", "tokens": words, "ner_tags": tags})
+    return rows
+
+
+def tiny_tagged(path: str | Path, rows: int = 64, seed: int = 0) -> Path:
+    """Write `tiny_sentences` as JSON lines, or as CoNLL where the name ends so, and return the path."""
+    made = tiny_sentences(rows, seed)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".conll":
+        sentences = ["\n".join(map("\t".join, zip(row["tokens"], row["ner_tags"], strict=True))) for row in made]
+        path.write_text("\n\n".join(sentences) + "\n", encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return path
 
 
 def nested(rows: list[dict[str, Any]], version: str = "1.1") -> dict[str, Any]:
@@ -157,11 +197,12 @@ def tiny_bert(
     kind: str = "bert",
     dropout: float = 0.1,
     head: str = "QuestionAnswering",
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Save a random `*For{head}` with its tokenizer into the folder `path`, which is returned.
 
     `kind` is bert, distilbert, roberta, electra or albert. Weights depend on `seed` alone, and the global random state
-    is left as it was.
+    is left as it was. `labels` are the names of its classes.
     """
     import torch
     import transformers
@@ -183,6 +224,9 @@ def tiny_bert(
         kind
     ]
     config = getattr(transformers, f"{name}Config")(initializer_range=0.1, **shape)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}For{head}")(config)

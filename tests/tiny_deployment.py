@@ -1,10 +1,11 @@
-"""Deployment folders of the tiny world: a graph that points at two words, and an exported model."""
+"""Deployment folders of the tiny world: graphs that point at two words or label some, and an exported model."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,41 @@ def pointing_deployment(folder: Path, first: str = "red", last: str = "lamp", **
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "deployment.json").write_text(
         json.dumps({"sparse_accel_deployment": 1, "task": "question_answering", **facts})
+    )
+    return folder
+
+
+def tagging_deployment(folder: Path, words: Mapping[str, str], labels: Sequence[str], **facts: Any) -> Path:
+    """A deployment that gives the label `words` says to the token of each word (10 for it, 0 for the others), and the last
+    of `labels` to all other tokens. `facts` go to deployment.json."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    tokenizer = tiny_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    table = np.zeros((len(vocabulary), len(labels)), np.float32)
+    for word, place in vocabulary.items():
+        table[place, labels.index(words.get(word, labels[-1]))] = 10.0
+    shape = ["batch", "sequence"]
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["logits"])],
+        "tags",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape, len(labels)])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "model.onnx"
+    )
+    config: dict[str, Any] = {
+        "architectures": ["BertForTokenClassification"],
+        "model_type": "bert",
+        "max_position_embeddings": 512,
+    }
+    config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "deployment.json").write_text(
+        json.dumps({"sparse_accel_deployment": 1, "task": "token_classification", **facts})
     )
     return folder
 

@@ -114,6 +114,9 @@ def evaluate_command(
     label_column_name: Annotated[
         str | None, typer.Option("--label_column_name", help="Column with the labels.", show_default=False)
     ] = None,
+    return_entity_level_metrics: Annotated[
+        bool, typer.Option("--return_entity_level_metrics", help="Token classification: scores of each kind as well.")
+    ] = False,
     on_bad_rows: Annotated[
         str, typer.Option("--on_bad_rows", help="What a bad row of the data does.", metavar="error|skip")
     ] = "error",
@@ -158,6 +161,7 @@ def evaluate_command(
         input_column_names=input_column_names,
         text_column_name=text_column_name,
         label_column_name=label_column_name,
+        return_entity_level_metrics=return_entity_level_metrics or None,
         on_bad_rows=on_bad_rows,
         cache_dir=cache_dir,
         overwrite_cache=overwrite_cache,
@@ -224,7 +228,7 @@ def score_table(scores: Sequence[FolderScore], names: Sequence[str]) -> Table:
     table.add_row("Engine", *(score.engine for score in scores))
     first = scores[0]
     for key in first.scored.metrics:
-        if key.endswith(("total", "_thresh")):
+        if key.endswith(("total", "_thresh", "_number")):
             continue
         cells = []
         # Question answering counts in percent, the other tasks in shares of 1.

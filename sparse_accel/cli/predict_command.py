@@ -1,4 +1,4 @@
-"""The command `predict`: answers questions, classifies texts or fills gaps, from arguments, a file or standard input."""
+"""The command `predict`: answers questions, classifies texts, labels words, fills gaps; of arguments, files or input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def predict_command(
         list[str] | None,
         typer.Option(
             "--text",
-            help="A text to classify, or one with gaps to fill, such as [MASK]; may be given several times.",
+            help="A text to classify, to find names in, or with gaps such as [MASK]; may be given several times.",
             show_default=False,
         ),
     ] = None,
@@ -82,7 +82,8 @@ def predict_command(
         str | None,
         typer.Option(
             "--file",
-            help="Rows with question and context, or with texts: JSON, JSON lines, CSV, parquet, SQuAD's or GLUE's layout.",
+            help="Rows with question and context, texts or tokens: JSON, JSON lines, CSV, parquet, SQuAD's, GLUE's or CoNLL's"
+            " layout.",
             show_default=False,
         ),
     ] = None,
@@ -95,7 +96,7 @@ def predict_command(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object a line: id and what was found, with scores."),
+        typer.Option("--json", help="One JSON object a line: id and what was found, with scores and characters."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file, not to the screen.", show_default=False)
@@ -135,9 +136,9 @@ def predict_command(
         ),
     ] = "error",
 ) -> int:
-    """Answer questions about texts, classify texts or fill their gaps, as the model does. Without --question, --text and
-    --file, input is read from standard input, one JSON object a line with question and context (or text, or text and
-    text_pair), and answered as it comes."""
+    """Answer questions about texts, classify texts, label their words or fill their gaps, as the model does. Without
+    --question, --text and --file, input is read from standard input, one JSON object a line with question and context (or
+    text, text and text_pair, or tokens), and answered as it comes."""
     if on_bad_rows not in ("error", "skip"):
         raise OptionError(f"--on_bad_rows should be error or skip, it is {on_bad_rows!r}")
     _check_output(output)
@@ -153,11 +154,19 @@ def predict_command(
         "doc_stride": doc_stride,
         "max_answer_length": max_answer_length,
     }
-    settings = _Engine(engine, threads, batch_size, max_seq_length)
+    engine_settings = _Engine(engine, threads, batch_size, max_seq_length)
+    pairing = {"text_pair": text_pair, "input_column_names": input_column_names}
     if task == "masked_language_modeling":
-        _refuse_foreign({**asking, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
-        _fill(
-            deployment, text or [], file, settings, top_k=top_k, as_json=as_json, output=output, on_bad_rows=on_bad_rows
+        _refuse_foreign(asking | pairing, task, deployment)
+        _fill_gaps(
+            deployment,
+            text or [],
+            file,
+            engine_settings,
+            top_k=top_k,
+            as_json=as_json,
+            output=output,
+            on_bad_rows=on_bad_rows,
         )
         return 0
     _refuse_foreign({"top_k": top_k}, task, deployment)
@@ -169,13 +178,19 @@ def predict_command(
             text_pair or [],
             file,
             input_column_names,
-            settings,
+            engine_settings,
             as_json=as_json,
             output=output,
             on_bad_rows=on_bad_rows,
         )
         return 0
-    _refuse_foreign({"text": text, "text_pair": text_pair, "input_column_names": input_column_names}, task, deployment)
+    if task == "token_classification":
+        _refuse_foreign(asking | pairing, task, deployment)
+        _label_words(
+            deployment, text or [], file, engine_settings, as_json=as_json, output=output, on_bad_rows=on_bad_rows
+        )
+        return 0
+    _refuse_foreign({"text": text, **pairing}, task, deployment)
     source = _source(question or [], context, context_file, file)
     from sparse_accel.serving.predicting import Predictor
 
@@ -219,37 +234,6 @@ def _refuse_foreign(options: Mapping[str, Any], task: str, folder: Path) -> None
     for name, value in options.items():
         if value is not None:
             raise OptionError(f"--{name}: {folder} is a model for {task.replace('_', ' ')}, which has no such option")
-
-
-def _fill(
-    folder: Path,
-    texts: Sequence[str],
-    file: str | None,
-    settings: _Engine,
-    *,
-    top_k: int | None,
-    as_json: bool,
-    output: Path | None,
-    on_bad_rows: str,
-) -> None:
-    if texts and file is not None:
-        raise OptionError("--text and --file contradict each other; pass one of them")
-    if not texts and file is None:
-        raise OptionError(f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France."')
-    with _opened(output) as stream:
-        fill_masks(
-            folder,
-            texts or texts_of_file(str(file), on_bad_rows, _say),
-            stream,
-            top_k=top_k,
-            as_json=as_json,
-            refuse=lambda message: _refuse(message, on_bad_rows),
-            say=_say,
-            engine=settings.engine,
-            threads=settings.threads,
-            batch_size=settings.batch_size,
-            max_seq_length=settings.max_seq_length,
-        )
 
 
 def _classify(
@@ -298,6 +282,78 @@ def _classify(
         show = predict_texts.JsonLines(stream) if as_json else predict_texts.Readable(stream)
         for one, found in predict_texts.classified(predictor, asked, refuse, at_once=source == "lines"):
             show(one, found)
+
+
+def _label_words(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    from sparse_accel.cli import predict_tokens
+    from sparse_accel.serving.token_predicting import TokenPredictor
+
+    def refuse(message: str) -> None:
+        _refuse(message, on_bad_rows)
+
+    source = predict_tokens.source_of(texts, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
+    if source == "file":
+        assert file is not None
+        asked = predict_tokens.from_file(file, refuse)
+    elif source == "arguments":
+        asked = iter(predict_tokens.from_arguments(texts))
+    else:
+        asked = predict_tokens.from_lines(sys.stdin.buffer, refuse)
+    predictor = TokenPredictor(
+        folder,
+        settings.engine,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_seq_length=settings.max_seq_length,
+    )
+    for note in predictor.notes:
+        _say(f"note: {note}")
+    with _opened(output) as stream:
+        show = predict_tokens.JsonLines(stream) if as_json else predict_tokens.Readable(stream)
+        for one, found in predict_tokens.tagged(predictor, asked, refuse, at_once=source == "lines"):
+            show(one, found)
+
+
+def _fill_gaps(
+    folder: Path,
+    texts: Sequence[str],
+    file: str | None,
+    settings: _Engine,
+    *,
+    top_k: int | None,
+    as_json: bool,
+    output: Path | None,
+    on_bad_rows: str,
+) -> None:
+    if not texts and file is None:
+        raise OptionError(
+            f'{folder} is a masked language model: pass --text "Paris is the [MASK] of France.", or --file'
+        )
+    if texts and file is not None:
+        raise OptionError("--text and --file: pass one of them")
+    with _opened(output) as stream:
+        fill_masks(
+            folder,
+            texts or texts_of_file(str(file), on_bad_rows, _say),
+            stream,
+            top_k=top_k,
+            as_json=as_json,
+            refuse=lambda message: _refuse(message, on_bad_rows),
+            say=_say,
+            engine=settings.engine,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+        )
 
 
 def _source(questions: Sequence[str], context: str | None, context_file: str | None, file: str | None) -> str:

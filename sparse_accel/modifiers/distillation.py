@@ -23,8 +23,8 @@ class DistillationModifier(Modifier):
 
     `distill_output_keys` are the outputs that are compared; None means those of the task. Padded positions are left out
     of the softmax unless `--distill_include_padding`. `teacher_input_keys` are the parts of a batch that the teacher is
-    given; None means all. `--distill_top_k` compares the teacher's largest logits, and the others as one. Does nothing in a run
-    without a teacher. Of a regression, whose output is one number, the mean squared error takes the place of KL.
+    given; None means all. `--distill_top_k` compares the teacher's largest logits, and the others as one. Of a regression,
+    whose output is one number, the mean squared error takes the place of KL. Does nothing in a run without a teacher.
     """
 
     ignored_fields: ClassVar = {"update_frequency": "the teacher speaks in every step, as in SparseML"}

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import sparse_accel
 from sparse_accel.compress.plan import set_phase
 from sparse_accel.compress.ranges import Phase, without_range
-from sparse_accel.errors import InvariantError, ModelError, OptionError, OutputError, SparseAccelError, suggestion
+from sparse_accel.errors import InvariantError, ModelError, OptionError, OutputError, suggestion
 from sparse_accel.folders.storage import compress_folder
 from sparse_accel.folders.trained import TrainedModel, open_trained
 from sparse_accel.onnx_export import deployment
@@ -35,7 +35,7 @@ from sparse_accel.onnx_export.parity import FLOAT_TOLERANCES, INT8_TOLERANCES, c
 from sparse_accel.onnx_export.pipeline import PIPELINES, run_passes
 from sparse_accel.onnx_export.report import REPORT_FILE, Check, ExportReport, Sizes
 from sparse_accel.onnx_export.sample_inputs import Samples, check_batches, write_samples
-from sparse_accel.reports.run_files import PAGE_FILE, has_report, render_report
+from sparse_accel.reports.run_files import tell_of_export
 from sparse_accel.serving.deployment import Deployment, read_deployment
 from sparse_accel.serving.engines import OrtEngine, TorchEngine
 from sparse_accel.tasks import resolve_task
@@ -103,21 +103,8 @@ def export(model_dir: str | Path, options: ExportOptions) -> ExportReport:
                 f"{folder}: the exported graph is not what was trained: {'; '.join(report.failures)}. It lies in "
                 f"{target}.failed, with {REPORT_FILE}"
             )
-    problem = _refresh_run_report(folder, target)
+    problem = tell_of_export(folder, target, target / REPORT_FILE)
     return report if problem is None else replace(report, notes=(*report.notes, problem))
-
-
-def _refresh_run_report(folder: Path, target: Path) -> str | None:
-    """Tell of this export in the report that training left in the model's folder, where it did; what hindered that."""
-    page, partial = folder / PAGE_FILE, folder / f".{PAGE_FILE}.partial"
-    try:
-        if has_report(folder):
-            partial.write_text(render_report(folder, deployment=target, export_report=target / REPORT_FILE), "utf-8")
-            partial.replace(page)
-    except (OSError, ValueError, KeyError, TypeError, SparseAccelError) as error:  # files that somebody changed
-        partial.unlink(missing_ok=True)
-        return f"{page} does not tell of this export: {type(error).__name__}: {_first_line(error)}"
-    return None
 
 
 def export_graph(

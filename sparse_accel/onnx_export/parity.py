@@ -37,7 +37,7 @@ class Tolerances:
     """What an export is allowed.
 
     `mean` and `p99` are differences as shares of the spread (standard deviation) of the reference's logits, `agreement`
-    the share of features for which the prediction is the same. The largest single difference decides nothing: the two
+    the share of predictions that are the same. The largest single difference decides nothing: the two
     sides round in different orders, and one step of one quantizer early in the model is enough to move one logit far.
     """
 
@@ -66,11 +66,13 @@ class Difference:
     """How far the outputs for some features lie apart, over real tokens alone.
 
     `max_abs`, `mean_abs` and `p99_abs` are in units of the logits, `spread` is the standard deviation of the
-    reference's logits. `num_same` features have the same prediction, `num_ties` another one that the reference itself
-    scores as high, within what p99 leaves open. `num_broken` values are not finite on either side.
+    reference's logits. Of `num_predictions`, one for a feature or one for each of its tokens, `num_same` are the same and
+    `num_ties` others that the reference itself scores as high, within what p99 leaves open. `num_broken` values are not
+    finite on either side.
     """
 
     num_features: int
+    num_predictions: int
     num_values: int
     num_broken: int
     spread: float
@@ -97,8 +99,8 @@ class Difference:
 
     @property
     def agreement(self) -> float:
-        """The share of features whose prediction is the same, or as good to the reference."""
-        return (self.num_same + self.num_ties) / self.num_features
+        """The share of predictions that are the same, or as good to the reference."""
+        return (self.num_same + self.num_ties) / self.num_predictions
 
     def to_json(self) -> dict[str, Any]:
         """All numbers as plain values; None for one that is not finite, which JSON has no word for."""
@@ -144,8 +146,9 @@ class Parity:
             )
         if not total.agreement >= tolerances.agreement:
             same = total.num_same + total.num_ties
+            what = "features" if total.num_predictions == total.num_features else "tokens"
             sentences.append(
-                f"{self.exported} and {self.reference} predict the same for {same} of {total.num_features} features, "
+                f"{self.exported} and {self.reference} predict the same for {same} of {total.num_predictions} {what}, "
                 f"{total.agreement:.1%}; at least {tolerances.agreement:.1%} is wanted"
             )
         return sentences
@@ -292,9 +295,11 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
     far = np.concatenate(distances) if distances else np.array([math.inf])
     spread = float(np.concatenate(centred).std()) if centred else 0.0
     p99 = float(np.percentile(far, 99)) if distances else math.inf
-    verdicts = [_verdict(feature, p99 if tie_error is None else tie_error) for feature in features]
+    error = p99 if tie_error is None else tie_error
+    verdicts = [verdict for feature in features for verdict in _verdicts(feature, error)]
     return Difference(
         num_features=len(features),
+        num_predictions=len(verdicts),
         num_values=num_values,
         num_broken=num_values - sum(map(len, distances)),
         spread=max(spread, _LEAST_SPREAD * highest, float(np.finfo(np.float32).tiny)),
@@ -306,24 +311,25 @@ def _difference(features: Sequence[_Feature], tie_error: float | None = None) ->
     )
 
 
-def _verdict(feature: _Feature, error: float) -> str:
-    """`same`, `tie` or `other`: how the prediction from the exported logits stands to the reference's own."""
-    if not all(np.isfinite(values).all() for values in (*feature.reference.values(), *feature.exported.values())):
-        return "other"
+def _verdicts(feature: _Feature, error: float) -> list[str]:
+    """`same`, `tie` or `other` for each prediction: how the one from the exported logits stands to the reference's own."""
     if set(SPAN_KEYS) <= feature.reference.keys():
+        if not all(np.isfinite(values).all() for values in (*feature.reference.values(), *feature.exported.values())):
+            return ["other"]
         start, end = SPAN_KEYS
         scores = span_scores(feature.reference[start], feature.reference[end])
         choice = span_scores(feature.exported[start], feature.exported[end]).argmax()
         # The score of a span is the sum of two logits, each of which may be off by the error.
-        return _against(scores.ravel(), int(choice), 2 * error)
-    verdicts = [
-        _against(wanted, int(choice), error)
+        return [_against(scores.ravel(), int(choice), 2 * error)]
+    return [
+        _against(wanted, int(given.argmax()), error)
+        if np.isfinite(wanted).all() and np.isfinite(given).all()
+        else "other"
         for key in feature.reference
-        for wanted, choice in zip(
-            np.atleast_2d(feature.reference[key]), np.atleast_2d(feature.exported[key]).argmax(-1), strict=True
+        for wanted, given in zip(
+            np.atleast_2d(feature.reference[key]), np.atleast_2d(feature.exported[key]), strict=True
         )
     ]
-    return max(verdicts, key=("same", "tie", "other").index)
 
 
 def _against(scores: np.ndarray, choice: int, error: float) -> str:

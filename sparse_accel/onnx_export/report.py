@@ -171,8 +171,10 @@ def _comparison(check: Check) -> Any:
 
 
 def _cells(entry: Difference) -> list[str]:
-    """Rows, the three differences, and rows with the same prediction or one that is as good."""
+    """Rows, the three differences, and the predictions that are the same or as good: one a row, or one a token."""
     same = f"{entry.num_same} + {entry.num_ties} tied" if entry.num_ties else f"{entry.num_same}"
+    if entry.num_predictions != entry.num_features:
+        same += f" of {entry.num_predictions} tokens"
     return [str(entry.num_features), *map(_percent, (entry.mean, entry.p99, entry.max)), same]
 
 

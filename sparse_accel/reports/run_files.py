@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sparse_accel.compress.inspection import quantizer_facts, quantizers_in_order
 from sparse_accel.compress.plan import CompressionPlan
+from sparse_accel.errors import SparseAccelError
 from sparse_accel.folders.trained import PLAN_FILE, RANGES_FILE
 from sparse_accel.modifiers.constant_pruning import ConstantPruningModifier
 from sparse_accel.recipe.schema import Recipe
@@ -29,15 +30,24 @@ _RECIPE_FILE: Final = "recipe.yaml"
 _NUM_POINTS: Final = 300
 
 
-def has_report(folder: Path) -> bool:
-    """Whether a training run left its report in the folder."""
-    return (folder / PAGE_FILE).is_file() and _facts(folder) is not None
-
-
 def render_report(folder: Path, *, deployment: Path | None = None, export_report: Path | None = None) -> str:
     """The page of the run that wrote `folder`, with an export's report where there was one."""
     exported = _read(export_report) if export_report is not None else None
     return run_page(read_story(folder, exported=exported, deployment="" if deployment is None else str(deployment)))
+
+
+def tell_of_export(folder: Path, deployment: Path, export_report: Path) -> str | None:
+    """Make the report that training left in `folder` anew, with the export's; a sentence on what hindered that. A folder without
+    such a report stays without."""
+    page, partial = folder / PAGE_FILE, folder / f".{PAGE_FILE}.partial"
+    try:
+        if page.is_file() and _facts(folder) is not None:
+            partial.write_text(render_report(folder, deployment=deployment, export_report=export_report), "utf-8")
+            partial.replace(page)
+    except (OSError, ValueError, KeyError, TypeError, SparseAccelError) as error:  # files that somebody changed
+        partial.unlink(missing_ok=True)
+        return f"{page} does not tell of this export: {type(error).__name__}: {error}".partition("\n")[0]
+    return None
 
 
 def read_story(folder: Path, *, exported: Mapping[str, Any] | None = None, deployment: str = "") -> RunStory:

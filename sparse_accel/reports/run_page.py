@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from sparse_accel.compress.inspection import QuantizerFacts
@@ -164,7 +165,7 @@ def _timeline(story: RunStory) -> Iterator[str]:
 def _as_steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points between which a value stands still, with a corner before each change."""
     corners = []
-    for (_, before), (epoch, value) in zip(points, points[1:], strict=False):
+    for (_, before), (epoch, value) in pairwise(points):
         corners += [(epoch, before), (epoch, value)]
     return [*points[:1], *corners]
 

@@ -289,7 +289,7 @@ class AttachedRecipe:
             return
         for group, values in zip(session.optimizer.param_groups, self._before, strict=True):
             group.update(values)
-        open_step(session, self._clock, [MicroBatch(dict(batch), 1) for batch in batches])
+        open_step(session, self._clock, [MicroBatch(dict(batch), 1, 1) for batch in batches])
         self._is_open = True
 
     def loss(self, loss: Tensor | None, batch: Mapping[str, Tensor], outputs: Mapping[str, Any]) -> Tensor:

@@ -44,6 +44,7 @@ class ScoreOptions:
     input_column_names: str | None = None
     text_column_name: str | None = None
     label_column_name: str | None = None
+    return_entity_level_metrics: bool | None = None
     on_bad_rows: str = "error"
     cache_dir: str | None = None
     overwrite_cache: bool = False
@@ -107,6 +108,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     "input_column_names": ("text_classification",),
     "text_column_name": ("token_classification", "masked_language_modeling"),
     "label_column_name": ("text_classification", "token_classification"),
+    "return_entity_level_metrics": ("token_classification",),
 }
 
 
@@ -181,9 +183,8 @@ def run_split(
     for indices in length_sorted_batches(split.features.lengths, batch_size):
         batch = collate(split.features, indices)
         inputs = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
-        segments = batch.get("token_type_ids")
-        has_segments = deployment.num_segments > 1 and segments is not None
-        inputs["token_type_ids"] = segments.numpy() if has_segments else np.zeros_like(inputs["input_ids"])
+        segments = batch.get("token_type_ids") if deployment.num_segments > 1 else None
+        inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"]) if segments is None else segments.numpy()
         outputs = {name: torch.from_numpy(value) for name, value in engine(inputs).items()}
         for key, rows in task.for_scoring(outputs, batch).items():
             column = found.setdefault(key, [np.empty(0, np.float32)] * len(split.features))

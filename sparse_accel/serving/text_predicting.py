@@ -1,4 +1,4 @@
-"""Classifies texts with a deployment: features, batches, and the probability of each label; numpy alone where there is a graph."""
+"""Classifies texts with a deployment: the probability of each label; numpy alone where there is a graph."""
 
 from __future__ import annotations
 

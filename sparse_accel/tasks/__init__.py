@@ -23,6 +23,12 @@ def _text_classification() -> Task:
     return TextClassification()
 
 
+def _token_classification() -> Task:
+    from sparse_accel.tasks.token_classification import TokenClassification
+
+    return TokenClassification()
+
+
 def _masked_language_modeling() -> Task:
     from sparse_accel.tasks.masked_language_modeling import MaskedLanguageModeling
 
@@ -31,17 +37,19 @@ def _masked_language_modeling() -> Task:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "question_answering": _question_answering,
-    "masked_language_modeling": _masked_language_modeling,
     "text_classification": _text_classification,
+    "token_classification": _token_classification,
+    "masked_language_modeling": _masked_language_modeling,
 }
 
 ALIASES: dict[str, str] = {
     "qa": "question_answering",
-    "mlm": "masked_language_modeling",
-    "masked_lm": "masked_language_modeling",
     "glue": "text_classification",
     "sequence_classification": "text_classification",
     "sentiment_analysis": "text_classification",
+    "ner": "token_classification",
+    "mlm": "masked_language_modeling",
+    "masked_lm": "masked_language_modeling",
 }
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from sparse_accel.errors import DataError, ModelError
 from sparse_accel.tasks.features import Features, concatenate
+from sparse_accel.tasks.processes import map_chunks
 
 # Examples that one process tokenizes at a time; the features do not depend on it.
 CHUNK = 256
@@ -78,40 +76,13 @@ def cut_windows(questions: Sequence[Question], spec: WindowSpec, num_workers: in
     """
     starts = range(0, len(questions), CHUNK)
     chunks = [questions[start : start + CHUNK] for start in starts]
-    parts = list(_cut_all(chunks, spec, num_workers))
+    parts = list(map_chunks(Cutter, spec, chunks, num_workers))
     for start, part in zip(starts, parts, strict=True):
         part.features.facts["example"][:] += start
     refused = {
         start + index: why for start, part in zip(starts, parts, strict=True) for index, why in part.refused.items()
     }
     return Windows(concatenate([part.features for part in parts]), refused)
-
-
-def _cut_all(chunks: list[Sequence[Question]], spec: WindowSpec, num_workers: int | None) -> Iterator[Windows]:
-    cutter = Cutter(spec)  # in every case: a spec that cannot work is an error of this process
-    num_workers = min(num_workers or 1, len(chunks))
-    if num_workers <= 1:
-        yield from map(cutter, chunks)
-        return
-    # Spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (spec,)) as pool:
-        try:
-            yield from pool.map(_cut_in_worker, chunks)
-        except BrokenProcessPool as error:
-            raise DataError(f"one of {num_workers} preprocessing processes died (out of memory?); try fewer") from error
-
-
-_worker_cutter: Cutter
-
-
-def _start_worker(spec: WindowSpec) -> None:
-    global _worker_cutter
-    _worker_cutter = Cutter(spec)
-
-
-def _cut_in_worker(chunk: Sequence[Question]) -> Windows:
-    return _worker_cutter(chunk)
 
 
 class Cutter:

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Row:
     problem: str | None = None
 
 
-def read_file(path: str | Path) -> list[Row]:
-    """The rows of a JSON, JSON lines, CSV, TSV or parquet file.
+def read_file(path: str | Path, more: Mapping[str, Callable[[Path], list[Row]]] | None = None) -> list[Row]:
+    """The rows of a JSON, JSON lines, CSV, TSV or parquet file, or of one that a reader of `more` (suffix -> reader) knows.
 
     SQuAD's nested layout is flattened: a row a question. Raises DataError when the file is missing, is a folder, has an
     unknown suffix, is not UTF-8, is malformed (with line and column) or holds no row.
@@ -47,11 +47,12 @@ def read_file(path: str | Path) -> list[Row]:
     _check_is_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
-    if suffix not in FORMATS:
+    readers = {name: READERS[format] for name, format in FORMATS.items()} | dict(more or {})
+    if suffix not in readers:
         raise DataError(
-            f"{path}: cannot tell the format from the name; it should end in {', '.join(FORMATS)} (or in that and .gz)"
+            f"{path}: cannot tell the format from the name; it should end in {', '.join(readers)} (or in that and .gz)"
         )
-    rows = READERS[FORMATS[suffix]](path)
+    rows = readers[suffix](path)
     if not rows:
         raise DataError(f"{path}: holds no rows")
     return rows

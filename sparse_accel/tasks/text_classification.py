@@ -1,4 +1,4 @@
-"""Text classification: one label, several labels or a number for a text or a pair of texts; GLUE and whatever looks like it."""
+"""Text classification: one label, several or a number for a text or a pair; GLUE and whatever looks like it."""
 
 from __future__ import annotations
 

@@ -34,6 +34,34 @@ RUNS: dict[str, dict[str, Any]] = {
     "question_answering/pruned_quant": {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
     },
+    "text_classification/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "text_classification/gradual_pruning": {
+        "recipe_args": '{"num_epochs": 3, "init_lr": 3e-4, "pruning_start_epoch": 0.5, "pruning_end_epoch": 2.5, '
+        '"pruning_update_frequency": 0.5, "init_sparsity": 0.6, "final_sparsity": 0.8}'
+    },
+    "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "text_classification/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+    },
+    "text_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+    },
+    "token_classification/dense": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
+    },
+    "token_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "token_classification/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+    },
+    "token_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+    },
     "masked_language_modeling/dense": {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
@@ -45,26 +73,15 @@ RUNS: dict[str, dict[str, Any]] = {
         }
         for percent in (80, 90, 97)
     },
-    "text_classification/dense": {
-        "distill_teacher": None,
-        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
-    },
-    "text_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
-    "text_classification/pruned_quant": {
-        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
-    },
-    "text_classification/quant": {
-        "distill_teacher": None,
-        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
-    },
 }
 
 
 # The tiny world of the task that a recipe's folder is named after.
 WORLDS: dict[str, Callable[..., dict[str, Any]]] = {
     "question_answering": running.tiny_world,
-    "masked_language_modeling": tiny_mlm.tiny_mlm_world,
     "text_classification": tiny_text.tiny_text_world,
+    "token_classification": running.tiny_token_world,
+    "masked_language_modeling": tiny_mlm.tiny_mlm_world,
 }
 
 

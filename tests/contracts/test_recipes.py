@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    PreTrainedModel,
+)
 
 from sparse_accel.compress.plan import CompressionPlan, install
 from sparse_accel.recipe import shipped
@@ -22,13 +28,15 @@ FILES = sorted(path for path in RECIPES.rglob("*") if path.is_file())
 # A student of the task that a recipe's folder is named after.
 STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
     "question_answering": bert,
-    "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
     "text_classification": lambda: BertForSequenceClassification(bert_config()),
+    "token_classification": lambda: BertForTokenClassification(bert_config()),
+    "masked_language_modeling": lambda: BertForMaskedLM(bert_config()),
 }
 MODELS = {
     "question_answering": BertForQuestionAnswering,
-    "masked_language_modeling": BertForMaskedLM,
     "text_classification": BertForSequenceClassification,
+    "token_classification": BertForTokenClassification,
+    "masked_language_modeling": BertForMaskedLM,
 }
 
 every_recipe = pytest.mark.parametrize("name", shipped.names())

@@ -149,14 +149,6 @@ def test_the_report_of_the_training_run_tells_of_the_export(
     assert not (target / "compressed" / "report.html").exists()
 
 
-def test_a_report_that_cannot_be_made_is_noted_and_the_export_stands(quantized: Path, tmp_path: Path) -> None:
-    folder = copied(quantized, tmp_path / "model")
-    (folder / "trainer_state.json").write_text("{}", "utf-8")
-    report = export(folder, replace(QUICK, validate=False, graph_format="float"))
-    assert any("report.html does not tell of this export" in note for note in report.notes)
-    assert (folder / "deployment" / "model.onnx").is_file() and not list(folder.glob(".report*"))
-
-
 def test_the_float_graph_has_no_quantizer(everything: tuple[Path, ExportReport]) -> None:
     integer, floating = (
         {node.op_type for node in onnx.load(everything[0] / name).graph.node}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparse_accel.compress import inspection as inspection_module
 from sparse_accel.compress.inspection import QuantizerFacts
 from sparse_accel.recipe.timeline_shapes import Bar, Curve, Lane
+from sparse_accel.reports import layers as layers_module
+from sparse_accel.reports import page as page_module
+from sparse_accel.reports import run_page as run_page_module
 from sparse_accel.reports.charts import (
     MOST_POINTS,
     Axis,
@@ -22,8 +29,9 @@ from sparse_accel.reports.charts import (
     line_chart,
 )
 from sparse_accel.reports.page import page, section, table
+from sparse_accel.reports.run_files import tell_of_export
 from sparse_accel.reports.run_page import RunStory, Shapes, run_page
-from tests.report_files import MATRICES, Page, facts, history, results
+from tests.report_files import MATRICES, Page, facts, history, results, write_run
 
 QUANTIZERS = (
     QuantizerFacts(
@@ -213,3 +221,38 @@ def test_a_single_point_and_a_constant_are_drawn() -> None:
     Page(line_chart("", [Line("one", [[(3, 0.0)]])], x_name="", y_name="", bands=[Band(0, 9, "moving", "b")]))
     (flat,) = paths(line_chart("", [Line("", [[(0, 5.0), (1, 5.0)]])], x_name="", y_name="", from_zero=False), "k0")
     assert [y for _, y in flat] == pytest.approx([0.5, 0.5])
+
+
+def exported_run(folder: Path) -> Path:
+    write_run(folder)
+    (folder / "export_report.json").write_text(json.dumps(EXPORTED), "utf-8")
+    return folder
+
+
+def test_an_export_is_told_of_in_the_report_of_the_run(tmp_path: Path) -> None:
+    folder = exported_run(tmp_path)
+    assert tell_of_export(folder, Path("somewhere"), folder / "export_report.json") is None
+    shown = Page((folder / "report.html").read_text("utf-8")).text
+    assert "somewhere" in shown and "97 (97 expected)" in shown and "79.5" in shown
+    assert not list(folder.glob(".report*"))
+
+
+def test_a_report_that_cannot_be_made_is_told_of_and_the_old_one_stays(tmp_path: Path) -> None:
+    folder = exported_run(tmp_path)
+    (folder / "trainer_state.json").write_text("{}", "utf-8")
+    problem = tell_of_export(folder, Path("somewhere"), folder / "export_report.json")
+    assert problem is not None and "report.html does not tell of this export: KeyError: 'log_history'" in problem
+    assert (folder / "report.html").read_text("utf-8") == "nothing yet"
+
+
+def test_a_folder_without_a_report_gets_none(tmp_path: Path) -> None:
+    folder = exported_run(tmp_path)
+    for name in ("report.json", "report.html"):
+        (folder / name).unlink()
+        assert tell_of_export(folder, Path("somewhere"), folder / "export_report.json") is None
+    assert not (folder / "report.html").exists()
+
+
+def test_examples_hold() -> None:
+    for module in (page_module, run_page_module, layers_module, inspection_module):
+        assert doctest.testmod(module).attempted > 0 and doctest.testmod(module).failed == 0

@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import sparse_accel
 from sparse_accel.cli import main
-from sparse_accel.errors import DataError, ModelError
+from sparse_accel.errors import DataError, ModelError, OptionError
+from sparse_accel.serving.predicting import Answer
 from sparse_accel.serving.text_predicting import Classification, TextPredictor, classified
 from tests.tiny_text import LABELS, tiny_text_bert, tiny_text_rows
 
@@ -66,6 +68,14 @@ def test_the_three_kinds_of_answers() -> None:
     assert classified(logits - 5, "multi", ("a", "b", "c"), is_truncated=False).label is None
     number = classified(logits[:1], "regression", (), is_truncated=True)
     assert number == Classification(value=1.0, is_truncated=True) and number.score is None
+
+
+def test_a_folder_is_opened_by_its_task(folder: Path, tiny_student: Path) -> None:
+    assert isinstance(sparse_accel.Predictor(folder), TextPredictor)
+    with pytest.raises(OptionError, match="doc_stride: is for question_answering"):
+        sparse_accel.Predictor(folder, doc_stride=8)
+    answer = sparse_accel.Predictor(tiny_student, doc_stride=8)("Where?", "Ada bought a lamp in Oslo.")
+    assert isinstance(answer, Answer)
 
 
 def test_a_model_for_another_task_is_refused(tiny_student: Path) -> None:
