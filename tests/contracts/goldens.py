@@ -70,6 +70,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
+    **{
+        # 4 steps an epoch: masks at every second step, the last ones at step 8.
+        f"masked_language_modeling/pruned{percent}": {
+            "recipe_args": '{"pruning_end_epoch": 2.0, "pruning_update_frequency": 0.5, "cycle_epochs": 0.5, "init_lr": 1e-3}'
+        }
+        for percent in (80, 90, 97)
+    },
 }
 
 
