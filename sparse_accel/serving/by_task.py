@@ -14,10 +14,7 @@ PREDICTORS: Final[dict[str, tuple[str, str]]] = {
     "question_answering": ("sparse_accel.serving.predicting", "Predictor"),
     "text_classification": ("sparse_accel.serving.text_predicting", "TextPredictor"),
     "token_classification": ("sparse_accel.serving.token_predicting", "TokenPredictor"),
-<<<<<<< HEAD
-=======
     "masked_language_modeling": ("sparse_accel.serving.mlm_predicting", "MaskFiller"),
->>>>>>> main
 }
 
 
@@ -31,13 +28,8 @@ def Predictor(
     doc_stride: int | None = None,
     max_answer_length: int | None = None,
 ) -> Any:
-<<<<<<< HEAD
-    """Open a deployment folder, or a plain model folder, to predict with: called with a question and a context it answers, with
-    a text (and the second of a pair) it classifies or labels the words, as the folder's task is.
-=======
     """Open a deployment folder, or a plain model folder, to predict with as its task is: called with a question and a context
     it answers, with a text (and the second of a pair) it classifies, labels words or fills gaps.
->>>>>>> main
 
     `engine` is onnxruntime, openvino or torch (left out: by what the folder holds); the last two are for questions alone.
     Raises ModelError, OptionError and DataError, all of them before the first prediction.
