@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparse_accel.errors import DataError
+from sparse_accel.tasks.splits import SplitName
 from sparse_accel.tasks.tag_schemes import Scheme, find_scheme, iob2, iobes
 from sparse_accel.tasks.token_rows import Example, with_tags
 
@@ -19,11 +20,11 @@ class Labels:
 
     names: tuple[str, ...]
     source: str
-    splits: Mapping[str, list[Example]]
+    splits: Mapping[SplitName, list[Example]]
     notes: list[str]
 
 
-def settle_labels(splits: Mapping[str, list[Example]], model_labels: Sequence[str] | None) -> Labels:
+def settle_labels(splits: Mapping[SplitName, list[Example]], model_labels: Sequence[str] | None) -> Labels:
     """The labels of the run.
 
     The first of `splits` (name -> examples; train before validation before test) that is labelled decides: the model's own

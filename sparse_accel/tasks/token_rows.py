@@ -188,9 +188,10 @@ def _tag(label: Any, place: int, words: Sequence[str], names: Sequence[str] | No
     what = f"the label of {_word(place, words)}"
     if isinstance(label, bool) or not isinstance(label, int):
         _check_text(label, what)
-        if not label or label.isspace():
+        text = str(label)
+        if not text.strip():
             raise _Bad(f"{what} is empty")
-        return str(label)
+        return text
     if names is None:
         raise _Bad(
             f"{what} is {label}, and nothing says what the numbers stand for: write the names themselves into the data, "

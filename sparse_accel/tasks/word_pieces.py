@@ -154,13 +154,15 @@ class _Cutter:
         before = None
         tags = sentence.tags
         for word in encoding.word_ids:
-            is_first = word is not None and word != before
-            columns.words.append(first_word + word if is_first else -1)
-            if word is None or tags is None:
-                columns.labels.append(NO_LABEL)
-            else:
-                classes = self.first_class if is_first else self.other_class
-                columns.labels.append(classes[tags[first_word + word]])
+            place, label = -1, NO_LABEL
+            if word is not None:
+                is_first = word != before
+                place = first_word + word if is_first else -1
+                if tags is not None:
+                    classes = self.first_class if is_first else self.other_class
+                    label = classes[tags[first_word + word]]
+            columns.words.append(place)
+            columns.labels.append(label)
             before = word
         columns.ids.extend(encoding.ids)
         columns.types.extend(encoding.type_ids)

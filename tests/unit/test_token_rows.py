@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_accel.errors import DataError
@@ -80,6 +80,7 @@ def test_original_files_and_prepared_ones_hold_the_same_entities(shared_data: Pa
     assert find_scheme(map(iob2, tags)) is Scheme.IOB2
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"])))
 def test_iob2_keeps_the_entities_and_is_its_own_fixed_point(tags: list[str]) -> None:
     written = iob2(tags)
@@ -274,6 +275,7 @@ def test_words_of_a_text(text: str, words: list[str]) -> None:
     assert [text[start:end] for start, end in split_words(text)] == words
 
 
+@settings(max_examples=50)
 @given(st.text())
 def test_words_cover_all_that_is_not_space_or_control_once(text: str) -> None:
     covered = [place for start, end in split_words(text) for place in range(start, end)]
