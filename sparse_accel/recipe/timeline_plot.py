@@ -85,8 +85,14 @@ def _draw_sparsity(axes: Axes, plan: Timeline) -> None:
         ]
         # On the way from a weight's own sparsity there is nothing to draw.
         known = [(epoch, share) for epoch, share in drawn if share is not None]
-        style = {"color": _LINES[index % len(_LINES)], "lw": 1.6, "label": f"to {final:.1%}"}
-        axes.plot([epoch for epoch, _ in known], [share for _, share in known], drawstyle="steps-post", **style)
+        axes.plot(
+            [epoch for epoch, _ in known],
+            [share for _, share in known],
+            drawstyle="steps-post",
+            color=_LINES[index % len(_LINES)],
+            lw=1.6,
+            label=f"to {final:.1%}",
+        )
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel("sparsity")
