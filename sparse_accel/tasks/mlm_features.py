@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from sparse_accel.errors import DataError, ModelError, OptionError
+from sparse_accel.errors import ModelError, OptionError
 from sparse_accel.tasks.features import Features, concatenate
 from sparse_accel.tasks.mlm_masking import BEGINS_WORD, CONTINUES_WORD, KINDS, SPECIAL
+from sparse_accel.tasks.processes import map_chunks
 
 # Raise it when features change for the same input: cached ones of other versions are not used.
 FORMAT_VERSION = 1
@@ -131,32 +129,7 @@ def encode_all(texts: Sequence[str], spec: TextSpec, num_workers: int | None) ->
     """What a TextEncoder gives for all texts, whatever the number of processes (None or 1: this one, whose tokenizer has
     threads of its own)."""
     chunks = [texts[at : at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
-    return concatenate(list(_encoded(chunks, spec, min(num_workers or 1, len(chunks)))))
-
-
-def _encoded(chunks: list[Sequence[str]], spec: TextSpec, num_workers: int) -> Iterator[Features]:
-    if num_workers <= 1:
-        yield from map(TextEncoder(spec), chunks)
-        return
-    # Spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (spec,)) as pool:
-        try:
-            yield from pool.map(_encode_in_worker, chunks)
-        except BrokenProcessPool as error:
-            raise DataError(f"one of {num_workers} preprocessing processes died (out of memory?); try fewer") from error
-
-
-_worker_encoder: TextEncoder
-
-
-def _start_worker(spec: TextSpec) -> None:
-    global _worker_encoder
-    _worker_encoder = TextEncoder(spec)
-
-
-def _encode_in_worker(texts: Sequence[str]) -> Features:
-    return _worker_encoder(texts)
+    return concatenate(list(map_chunks(TextEncoder, spec, chunks, num_workers)))
 
 
 def in_chunks(features: Features, length: int) -> Features:
