@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sparse_accel
 from sparse_accel.cli import main
 from sparse_accel.errors import DataError, ModelError, OptionError
 from sparse_accel.serving.predicting import Predictor
@@ -98,6 +99,7 @@ def test_labels_without_a_scheme_are_entities_word_by_word() -> None:
 
 
 def test_a_folder_of_another_task_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert isinstance(sparse_accel.Predictor(folder), TokenPredictor)
     with pytest.raises(ModelError, match="is a model for token_classification, and only question_answering"):
         Predictor(folder)
     with pytest.raises(ModelError, match="is a model for question_answering, and only token_classification"):
