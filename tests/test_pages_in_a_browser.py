@@ -29,7 +29,8 @@ frame.onload = () => {
   const page = frame.contentDocument, all = [...page.querySelectorAll('*')];
   const shown = all.filter(e => e.getClientRects().length && getComputedStyle(e).visibility !== 'hidden');
   const texts = shown.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
-  const scrolls = e => { for (; e; e = e.parentElement) if (/auto|scroll/.test(frame.contentWindow.getComputedStyle(e).overflowX)) return true;
+  const scrolls = e => { for (; e; e = e.parentElement)
+      if (/auto|scroll/.test(frame.contentWindow.getComputedStyle(e).overflowX)) return true;
     return false; };
   found.width = page.documentElement.scrollWidth;
   found.smallest = Math.min(...texts.map(e => parseFloat(frame.contentWindow.getComputedStyle(e).fontSize)));

@@ -30,6 +30,7 @@ def inspect_folder(folder: str | Path) -> Inspection:
     """Count what a model folder holds. Raises ModelError for one that holds no weights or cannot be read."""
     folder = Path(folder)
     notes: list[str] = []
+    state: Mapping[str, Tensor]
     if is_compressed(folder):
         form, state, plan = "folder with compressed weights", read_compressed(folder), _plan(folder)
         ranges, disk_bytes = _ranges(folder), (folder / COMPRESSED_FILE).stat().st_size

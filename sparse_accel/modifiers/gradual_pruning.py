@@ -293,27 +293,30 @@ class GradualPruning(Modifier):
             self._prune_globally(session, names, self.sparsity_at(progress, self.init_sparsity, self.final_sparsity))
             request_masks(session.module, names, "held")
         else:
-            for name in names:
-                share = self.sparsity_at(progress, *session.plan.pruned_from_to[name])
-                request_masks(session.module, (name,), Pruned(share, self.layout))
+            layout = self.layout
+            for name, layer in _layers(session, names).items():
+                layer.mask_request = Pruned(self.sparsity_at(progress, *session.plan.pruned_from_to[name]), layout)
 
     def metrics(self, session: Session, clock: Clock) -> dict[str, float]:
         """The share of weights that masks of gradual pruning drop now, of all that it prunes; of several modifiers together."""
-        pruning = [modifier for modifier in session.recipe.modifiers if isinstance(modifier, GradualPruning)]
         dropped = total = 0.0
-        for modifier in pruning:
-            for layer in _layers(session, session.plan.masked_by(modifier)).values():
-                assert layer.mask is not None
-                units = modifier.layout.num_units(tuple(layer.mask.shape))
-                if layer.mask_request is not None:
-                    share = layer.num_dropped(modifier.layout) / units
-                    dropped += (
-                        layer.mask.numel()
-                        * share
-                        * (1.0 if modifier.layout.sparsity is None else modifier.layout.sparsity)
-                    )
-                total += layer.mask.numel()
+        for modifier in session.recipe.modifiers:
+            if isinstance(modifier, GradualPruning):
+                zeros, numel = modifier._zeros(session)
+                dropped, total = dropped + zeros, total + numel
         return {"sparsity": dropped / total}
+
+    def _zeros(self, session: Session) -> tuple[float, int]:
+        """How many weights the masks of this modifier drop now (where blocks are short, as if they were not), and of how many."""
+        layout, dropped, total = self.layout, 0.0, 0
+        of_a_unit = 1.0 if layout.sparsity is None else layout.sparsity
+        for layer in _layers(session, session.plan.masked_by(self)).values():
+            assert layer.mask is not None
+            if layer.mask_request is not None:
+                share = layer.num_dropped(layout) / layout.num_units(tuple(layer.mask.shape))
+                dropped += layer.mask.numel() * share * of_a_unit
+            total += layer.mask.numel()
+        return dropped, total
 
     def _prune_globally(self, session: Session, names: Iterable[str], share: float) -> None:
         """Let the masks drop that share of all units together, by one threshold; nothing where they do already. Every rank sees

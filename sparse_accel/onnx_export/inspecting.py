@@ -93,7 +93,7 @@ def _inspect(path: Path, graph: ir.Graph, model: str | None) -> Inspection:
                     Count(entry.numel, entry.zeros),
                     structure_of(as_matrix(nonzero, inputs_first=use[1])) if use is not None and is_product else None,
                     entry.num_bytes,
-                    packed_bytes(entry, max(1, entry.num_bytes // max(1, entry.numel))),
+                    packed_bytes(Count(entry.numel, entry.zeros), max(1, entry.num_bytes // max(1, entry.numel))),
                 )
             )
         if entry.dtype in _GRIDS:
@@ -132,7 +132,7 @@ def _use(value: ir.Value, turned: bool = False) -> tuple[ir.Node, bool] | None:
                 return found
         elif _PRODUCTS.get(node.op_type) == use.idx:
             # The second operand of a product has the inputs in front, unless the operator turns it.
-            turns = node.op_type in ("Gemm", "QGemm", "FusedMatMul") and node.attributes.get_int("transB", 0)
+            turns = node.op_type in ("Gemm", "QGemm", "FusedMatMul") and node.attributes.get_int("transB")
             return node, (not turns) != turned
         elif node.op_type == "Gather" and use.idx == 0:
             return node, False

@@ -28,13 +28,21 @@ from sparse_accel.reports.page import (
 
 # Of a logged line: what is no loss, and what has a picture of its own.
 _PLACES: Final = frozenset({"step", "epoch", "learning_rate", "phase"})
-_COUNTERS: Final = ("_samples", "_runtime", "_samples_per_second", "_total")
+# Parts of the names of metrics that are no scores; a second validation set has them with a suffix.
+_COUNTERS: Final = ("_samples", "_runtime", "_total", "_number")
 _PHASES: Final = {"observing": ("moving", "quantizer ranges move"), "frozen": ("fixed", "quantizer ranges fixed")}
 _LANE_LOOKS: Final = {"zeros": "zeros", "moving": "moving", "fixed": "fixed", "teacher": "teacher"}
 # From so many epochs on, an axis needs no parts of one.
 _MANY_EPOCHS: Final = 3
-# Scores that a person asks for first.
-_HEADLINES: Final = ("exact_match", "exact", "f1", "accuracy", "perplexity")
+# Scores that a person asks for first, and how many of them a page begins with; a picture has so many lines at most.
+_HEADLINES: Final = (
+    "exact_match", "exact", "f1", "accuracy", "accuracy_mm", "matthews_correlation", "pearson", "spearmanr", "f1_macro",
+    "mse", "perplexity",
+)  # fmt: skip
+_NUM_HEADLINES: Final = 3
+_MOST_LINES: Final = 6
+# Parts of the names of metrics with a scale of their own.
+_OWN_SCALE: Final = ("loss", "perplexity", "mse")
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def _headline(story: RunStory) -> list[tuple[str, str]]:
         for key in _HEADLINES
         for name, value in results.items()
         if name == f"eval_{key}"
-    ]
+    ][:_NUM_HEADLINES]
     prunable = facts["prunable"]
     shown.append(("zeros of the prunable weights", percent(_share(prunable["zeros"], prunable["numel"]))))
     if story.quantizers:
@@ -212,13 +220,17 @@ def _scores(story: RunStory) -> Iterator[str]:
     metrics = [
         key
         for key in dict.fromkeys(key for line in story.evaluations for key in line)
-        if key.startswith("eval_") and not key.endswith(_COUNTERS)
+        if key.startswith("eval_") and not any(counter in key for counter in _COUNTERS)
     ]
     groups: dict[str, list[str]] = {}
-    scores = [metric for metric in metrics if "loss" not in metric and "perplexity" not in metric]
+    scores = [metric for metric in metrics if not any(part in metric for part in _OWN_SCALE)]
     most = max((line[metric] for line in story.evaluations for metric in scores if metric in line), default=0.0)
     for metric in metrics:
         groups.setdefault(_scale(metric, most), []).append(metric)
+    for title, members in groups.items():
+        if len(members) > _MOST_LINES:
+            asked_for = [metric for metric in members if metric.removeprefix("eval_") in _HEADLINES]
+            groups[title] = asked_for or members[:_MOST_LINES]
     if len(story.evaluations) > 1:
         yield columns(
             *(
@@ -257,7 +269,7 @@ def _scores(story: RunStory) -> Iterator[str]:
 
 def _scale(metric: str, most: float) -> str:
     """Metrics of one scale share a picture: a task's scores all are percents, or all shares of 1."""
-    if "loss" in metric or "perplexity" in metric:
+    if any(part in metric for part in _OWN_SCALE):
         return _plain(metric)
     return "Scores, shares of 1" if most <= 1.0 else "Scores, percent"
 
@@ -295,7 +307,9 @@ def _kind_row(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _layer(entry: Mapping[str, Any], zeros: str) -> LayerZeros:
-    return LayerZeros(*(entry[key] for key in ("name", "kind", "row", "column", "numel")), entry[zeros])
+    return LayerZeros(
+        entry["name"], entry["kind"], entry["row"], entry["column"], numel=entry["numel"], zeros=entry[zeros]
+    )
 
 
 def _export(exported: Mapping[str, Any] | None, deployment: str) -> Iterator[str]:

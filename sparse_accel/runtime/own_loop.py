@@ -70,6 +70,7 @@ class LoopOptions:
     """What modifiers ask of a run's options."""
 
     distill_include_padding: bool
+    distill_top_k: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def attach(
     quantized_attention: str = "products",
     observe_padding: bool = False,
     distill_include_padding: bool = False,
+    distill_top_k: int = 0,
 ) -> AttachedRecipe:
     """Give a transformers model the masks and quantizers that a recipe needs, before its optimizer is made.
 
@@ -107,6 +109,8 @@ def attach(
     ):
         if value not in choices:
             raise LoopError(f"{name}: {value!r} is not offered{suggestion(value, choices)}")
+    if distill_top_k < 0:
+        raise LoopError(f"distill_top_k: must be at least 0, got {distill_top_k}")
     if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
         raise LoopError(
             f"attach takes a model of transformers, such as AutoModelFor... gives, not {type(model).__name__}"
@@ -139,7 +143,7 @@ def attach(
     install(model, plan, observe_padding=observe_padding)
     kept = {id(parameter) for parameter in model.parameters()}
     replaced = [parameter for key, parameter in before.items() if key not in kept]
-    return AttachedRecipe(recipe, model, plan, LoopOptions(distill_include_padding), replaced)
+    return AttachedRecipe(recipe, model, plan, LoopOptions(distill_include_padding, distill_top_k), replaced)
 
 
 @final

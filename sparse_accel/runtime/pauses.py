@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sparse_accel.runtime.background import Background
 from sparse_accel.runtime.evaluating import Evaluation, evaluate
 from sparse_accel.runtime.host_copies import free_host_memory
 from sparse_accel.runtime.invariants import require_promises
-from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.options import LOWER_IS_BETTER, METRICS, TrainOptions
 from sparse_accel.runtime.preemption import Preempted, StopRequest
 from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.training import Reading, TrainState, read_window
@@ -197,6 +197,12 @@ class Run:
         if options.best_model_after_epoch is not None and state.clock.epoch <= options.best_model_after_epoch:
             return
         name = "eval_" + str(options.metric_for_best_model).removeprefix("eval_")
+        if name not in metrics and "metric_for_best_model" not in options.explicit:
+            # The usual metric is none of these labels', such as the accuracy of a regression.
+            usual = next(usual for usual in METRICS[options.task] if f"eval_{usual}" in metrics)
+            better = usual not in LOWER_IS_BETTER
+            self.options = options = replace(options, metric_for_best_model=usual, greater_is_better=better)
+            name = f"eval_{usual}"
         if name not in metrics:
             known = ", ".join(key.removeprefix("eval_") for key in finishing.scores(metrics))
             raise OptionError(

@@ -13,6 +13,7 @@ from sparse_accel.serving.deployment import task_of
 PREDICTORS: Final[dict[str, tuple[str, str]]] = {
     "question_answering": ("sparse_accel.serving.predicting", "Predictor"),
     "text_classification": ("sparse_accel.serving.text_predicting", "TextPredictor"),
+    "token_classification": ("sparse_accel.serving.token_predicting", "TokenPredictor"),
     "masked_language_modeling": ("sparse_accel.serving.mlm_predicting", "MaskFiller"),
 }
 
@@ -27,17 +28,13 @@ def Predictor(
     doc_stride: int | None = None,
     max_answer_length: int | None = None,
 ) -> Any:
-    """Open a deployment folder, or a plain model folder, to predict with: called with a question and a context it answers, with
-    a text (and the second of a pair) it classifies, with texts that have gaps it fills them, as the folder's task is.
+    """Open a deployment folder, or a plain model folder, to predict with as its task is: called with a question and a context
+    it answers, with a text (and the second of a pair) it classifies, labels words or fills gaps.
 
     `engine` is onnxruntime, openvino or torch (left out: by what the folder holds); the last two are for questions alone.
     Raises ModelError, OptionError and DataError, all of them before the first prediction.
     """
     task = task_of(folder)
-    if task not in PREDICTORS:
-        raise OptionError(
-            f"{folder}: is a model for {task}, and there is no predictor for it; there are: {', '.join(PREDICTORS)}"
-        )
     of_questions = {"doc_stride": doc_stride, "max_answer_length": max_answer_length}
     given = {name: value for name, value in of_questions.items() if value is not None}
     if given and task != "question_answering":

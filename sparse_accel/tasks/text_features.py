@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +13,7 @@ from tokenizers import Tokenizer
 
 from sparse_accel.errors import DataError, ModelError
 from sparse_accel.tasks.features import Features, concatenate
+from sparse_accel.tasks.processes import map_chunks
 
 # Texts that are tokenized at a time; the features do not depend on it.
 CHUNK: Final = 1024
@@ -95,31 +93,4 @@ class Encoder:
 def encode_texts(texts: Sequence[Texts], spec: TextSpec, num_workers: int | None) -> Features:
     """The features of all texts, in order; they do not depend on `num_workers` (None or 1: this process)."""
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-    return concatenate(list(_encode_all(chunks, spec, num_workers)))
-
-
-def _encode_all(chunks: list[Sequence[Texts]], spec: TextSpec, num_workers: int | None) -> Iterator[Features]:
-    encoder = Encoder(spec)  # in every case: a spec that cannot work is an error of this process
-    num_workers = min(num_workers or 1, len(chunks))
-    if num_workers <= 1:
-        yield from map(encoder, chunks)
-        return
-    # Spawned, not forked: a fork of a process with threads (torch, tokenizers) may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (spec,)) as pool:
-        try:
-            yield from pool.map(_encode_in_worker, chunks)
-        except BrokenProcessPool as error:
-            raise DataError(f"one of {num_workers} preprocessing processes died (out of memory?); try fewer") from error
-
-
-_worker_encoder: Encoder
-
-
-def _start_worker(spec: TextSpec) -> None:
-    global _worker_encoder
-    _worker_encoder = Encoder(spec)
-
-
-def _encode_in_worker(chunk: Sequence[Texts]) -> Features:
-    return _worker_encoder(chunk)
+    return concatenate(list(map_chunks(Encoder, spec, chunks, num_workers)))

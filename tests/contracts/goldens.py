@@ -54,6 +54,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
     },
+    "token_classification/gradual_pruning": {
+        "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "pruning_start_epoch": 0.5, "pruning_end_epoch": 2.5, '
+        '"pruning_update_frequency": 0.5, "init_sparsity": 0.6, "final_sparsity": 0.8}'
+    },
     "token_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
     "token_classification/pruned_quant": {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'

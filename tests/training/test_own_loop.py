@@ -27,6 +27,19 @@ from tests import running
 
 ARGS = {"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 1e-3}
 RECIPE = "question_answering/pruned_quant"
+GRADUAL = """
+modifiers:
+  - !GMPruningModifier
+      start_epoch: 0.0
+      end_epoch: 2.0
+      update_frequency: 0.5
+      init_sparsity: 0.1
+      final_sparsity: 0.5
+      params: ["re:.*encoder.*output.dense.weight"]
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 3.0
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +244,25 @@ def test_a_scheduler_has_the_learning_rate_that_no_modifier_sets(world: dict[str
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [0.5, 0.25, 0.125, 0.0625]
     assert sparse.num_epochs is None and sparse.epoch == 1.0
+
+
+def test_weights_are_pruned_gradually(world: dict[str, Any], features: Any, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = model_of(world, "distill_teacher")
+    sparse = attach(model, GRADUAL)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model, optimizer, loader = sparse.prepare(accelerator, model, optimizer, DataLoader(features, batch_size=16))
+    for _ in range(3):
+        for batch in loader:
+            sparse.begin(batch)
+            accelerator.backward(sparse.loss(model(**batch).loss, batch, {}))
+            optimizer.step()
+            optimizer.zero_grad()
+            sparse.end()
+    sparse.save(tmp_path / "out")
+    saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    weight = saved.bert.encoder.layer[0].output.dense.weight
+    assert int((weight == 0).sum()) == round(0.5 * weight.numel())
 
 
 def test_a_teacher_may_be_a_function(world: dict[str, Any], features: Any) -> None:

@@ -88,7 +88,7 @@ def test_a_task_that_is_none_is_told_with_the_nearest() -> None:
 def test_help_shows_the_flags() -> None:
     shown = inspect.signature(train).parameters
     assert {"task", "recipe", "recipe_args", "args_file", "per_device_train_batch_size"} <= set(shown)
-    assert shown["max_seq_length"].default == 384
+    assert shown["per_device_train_batch_size"].default == 8
     assert shown["output_dir"].default is inspect.Parameter.empty
     assert "format" in inspect.signature(export).parameters
     assert "validation_file" in inspect.signature(evaluate).parameters

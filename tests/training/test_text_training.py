@@ -114,6 +114,15 @@ def test_a_regression_learns_from_its_teachers_numbers(tmp_path: Path) -> None:
     found = losses(options, tmp_path / "out")
     assert 0 < found[-1] < found[0]
 
+    # What tells the best checkpoint is a metric that numbers have.
+    del options["recipe"], options["recipe_args"], options["distill_teacher"]
+    scored = {"validation_file": options["train_file"], "eval_strategy": "epoch", "save_strategy": "epoch"}
+    out = running.run(
+        options | scored, tmp_path / "best", "text_classification", load_best_model_at_end=True, max_steps=6
+    )
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["best_metric"] == running.results(out)["eval_pearson"]
+
 
 @pytest.mark.exhaustive
 def test_a_trained_model_is_exported_and_scored_alike_by_every_engine(tmp_path: Path) -> None:

@@ -170,6 +170,20 @@ def test_the_logged_rate_lies_on_the_planned_one() -> None:
         assert y == pytest.approx(planned[0][1] * (1 - x), abs=2e-3)
 
 
+def test_scores_of_many_types_are_in_the_table_and_the_asked_for_in_the_picture() -> None:
+    lines = [
+        {"step": step, "epoch": float(step), "eval_f1": 0.5, "eval_loss": 2.5, "eval_samples_per_second_mm": 7.0}
+        | {f"eval_T{kind}_f1": kind / 16 for kind in range(8)}
+        | {"eval_T0_number": 1234}
+        for step in (1, 2)
+    ]
+    source = run_page(story(history=lines, results={"eval_f1": 0.5}))
+    shown = Page(source)
+    assert "0.4375" in shown.text and "1,234" not in shown.text and "second mm" not in shown.text
+    pictures = [value for _, name, value in shown.attributes if name == "aria-label"]
+    assert "Scores, shares of 1: f1 over epoch" in pictures and "loss: loss over epoch" in pictures
+
+
 def test_zeros_that_changed_are_shown_before_and_after() -> None:
     assert {"Before", "After"} <= set(Page(run_page(story())).words)
     same = [{**entry, "zeros": entry["zeros_before"]} for entry in facts()["matrices"]]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sparse_accel.cli import main
 from sparse_accel.errors import DataError
 from sparse_accel.tasks.entity_metrics import entity_metrics
 from tests import running
+from tests.tiny import TINY_TAGS
 
 TASK = "token_classification"
 
@@ -71,6 +74,27 @@ def test_a_model_whose_labels_are_others_gets_a_head_of_its_own(world: dict[str,
     changes |= {"recipe_args": None, "distill_teacher": None, "max_steps": 2}
     out = running.run(world, tmp_path / "out", TASK, **changes)
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "NOUN", "1": "VERB"}
+
+
+def test_a_teacher_that_has_its_labels_in_another_order_says_the_same(world: dict[str, Any], tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(world["distill_teacher"], teacher)
+    weights = load_file(teacher / "model.safetensors")
+    # The same teacher, with its labels turned round.
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].flip(0)
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((teacher / "config.json").read_text())
+    names = list(reversed(TINY_TAGS))
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    (teacher / "config.json").write_text(json.dumps(config))
+    changes: dict[str, Any] = {"recipe": "token_classification/pruned", "recipe_args": '{"num_epochs": 1}'}
+    changes |= {"max_steps": 2, "do_eval": None, "validation_file": None}
+    losses = []
+    for name, chosen in (("own", world["distill_teacher"]), ("turned", teacher)):
+        out = running.run(world, tmp_path / name, TASK, **changes, distill_teacher=chosen)
+        losses.append([line["distillation_loss"] for line in running.log(out)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_bad_row_ends_the_run_before_anything_is_written(world: dict[str, Any], tmp_path: Path) -> None:
