@@ -254,7 +254,7 @@ def load_student(
     """The student in fp32, with a head as the data wants it, and messages about it."""
     if options.model_type is not None:
         config = new_config(options.model_type, options.config_overrides, task, tokenizer)
-        model, missing = new_model(config, task), []
+        model = new_model(config, task)
         if options.gradient_checkpointing:
             recompute_activations(model, "--gradient_checkpointing")
         count = sum(parameter.numel() for parameter in model.parameters())
