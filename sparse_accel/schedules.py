@@ -29,8 +29,8 @@ def cosine(progress: float, initial: float, final: float) -> float:
 def cubic(progress: float, initial: float, final: float) -> float:
     """initial + (1 - (1 - p)^3) (final - initial): fast at first, slow at the end, for p in [0, 1].
 
-    >>> cubic(0.5, 0.0, 0.8)
-    0.7
+    >>> cubic(0.5, 0.0, 8.0)
+    7.0
     """
     return (1.0 - (1.0 - progress) ** 3) * (final - initial) + initial
 
@@ -38,10 +38,11 @@ def cubic(progress: float, initial: float, final: float) -> float:
 def inverse_cubic(progress: float, initial: float, final: float) -> float:
     """initial + (1 - (1 - p)^(1/3)) (final - initial): slow at first, fast at the end, for p in [0, 1].
 
-    >>> inverse_cubic(0.875, 0.0, 0.8)
-    0.4
+    >>> inverse_cubic(0.875, 0.0, 8.0)
+    4.0
     """
-    return (1.0 - (1.0 - progress) ** (1.0 / 3.0)) * (final - initial) + initial
+    left: float = (1.0 - progress) ** (1.0 / 3.0)
+    return (1.0 - left) * (final - initial) + initial
 
 
 def cyclic_linear(step: float, total: float, cycle: float, initial: float, final: float) -> float:

@@ -49,7 +49,7 @@ def fill_masks(
     filler = MaskFiller(folder, engine, threads=threads, batch_size=batch_size, max_seq_length=max_seq_length)
     for note in filler.notes:
         say(f"note: {note}")
-    found = filler(texts, top_k=top_k or DEFAULT_TOP_K)
+    found = filler.fillings(texts, top_k=top_k or DEFAULT_TOP_K)
     for number, (text, filled) in enumerate(zip(texts, found, strict=True), start=1):
         if isinstance(filled, DataError):
             refuse(f"text {number}: {filled}")

@@ -48,7 +48,7 @@ def source_of(texts: Sequence[str], pairs: Sequence[str], file: str | None, *, h
 
 def from_arguments(texts: Sequence[str], pairs: Sequence[str]) -> list[Asked]:
     """The texts of `--text`, each with the one of `--text_pair`."""
-    others = list(pairs) or [None] * len(texts)
+    others: Sequence[str | None] = list(pairs) or [None] * len(texts)
     return [
         Asked(f"row-{number}", text, other, f"--text (number {number})")
         for number, (text, other) in enumerate(zip(texts, others, strict=True), start=1)

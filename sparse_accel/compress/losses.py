@@ -33,13 +33,14 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, keep: Te
 def top_k_kl_divergence(
     student: Tensor, teacher: Tensor, temperature: float, k: int, keep: Tensor | None = None
 ) -> Tensor:
-    """T^2 * KL between softmax(teacher / T) and softmax(student / T), of which each row has k + 1 classes: the teacher's k
-    largest, and all others as one. Mean over rows; a scalar in fp32.
+    """T^2 * (KL of the shares that the teacher's k largest classes and all others have + KL within the k), of softmax(teacher / T)
+    and softmax(student / T); mean over rows, a scalar in fp32.
 
     Logits are [..., classes]; `keep`, bool [...], says which rows count. Of the teacher no more than [..., k] is kept for
-    backward. The lump makes the student's mass outside the k count: a softmax over the k alone would not see it, and
-    the k largest taken for the whole would make the student too sure (Anshumann et al. 2025, "Sparse Logit Sampling").
-    Putting classes together never makes KL larger (log sum inequality), and with k of all classes it is `kl_divergence`.
+    backward. Without the first part the student's mass outside the k would not count, and it would grow too sure (Anshumann
+    et al. 2025, "Sparse Logit Sampling"). KL over the k and the others as one class is the same sum with the second part
+    times the share of the k, which is next to nothing for a large vocabulary at a high temperature; so the two are decoupled
+    (Zhao et al. 2022, "Decoupled Knowledge Distillation"). With k of all classes it is `kl_divergence`.
     """
     rows = student.shape[:-1].numel() if keep is None else keep.sum().clamp(min=1)
     s, t = student.float() / temperature, teacher.detach()
@@ -49,17 +50,18 @@ def top_k_kl_divergence(
     with torch.no_grad():
         t = t.float() / temperature
         classes = t.topk(k, dim=-1, sorted=False).indices
-        log_p = _lumped(t, classes)
-    log_q = _lumped(s, classes)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+        teacher_parts = _parted(t, classes)
+    parts = zip(teacher_parts, _parted(s, classes), strict=True)
+    divergence = torch.stack([(log_p.exp() * (log_p - log_q)).sum(-1) for log_p, log_q in parts]).sum(0)
     if keep is not None:
         divergence = divergence.masked_fill(~keep, 0.0)
     return divergence.sum() * temperature**2 / rows
 
 
-def _lumped(logits: Tensor, classes: Tensor) -> Tensor:
-    """Log probabilities [..., k + 1] of `classes`, int64 [..., k], and of all others together."""
+def _parted(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities of `classes`, int64 [..., k], among themselves, [..., k]; and of all of them and of the others, [..., 2]."""
+    chosen = logits.gather(-1, classes)
     # Finite, so that a row without others stays finite; exp of it is exactly 0.
-    others = logits.scatter(-1, classes, torch.finfo(torch.float32).min).logsumexp(-1, keepdim=True)
-    lumped = torch.cat([logits.gather(-1, classes), others], dim=-1)
-    return torch.log_softmax(lumped, dim=-1)
+    others = logits.scatter(-1, classes, torch.finfo(torch.float32).min).logsumexp(-1)
+    shares = torch.stack([chosen.logsumexp(-1), others], dim=-1)
+    return torch.log_softmax(chosen, dim=-1), torch.log_softmax(shares, dim=-1)

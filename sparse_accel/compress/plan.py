@@ -140,8 +140,8 @@ class CompressionPlan:
         """Plan to store of a masked weight what its mask keeps. Raises RecipeError for a mask that may change."""
         if not self.mask_is_lasting(module_name):
             raise RecipeError(
-                f"the weight of {module_name} cannot be stored compact: its mask does not hold, as it is, from the first step to "
-                "the last; only a ConstantPruningModifier from epoch 0 to -1 holds one so"
+                f"the weight of {module_name} cannot be stored compact: its mask does not hold from the first step to the "
+                "last as it is; only a ConstantPruningModifier from epoch 0 to -1 holds one so"
             )
         self.modules[module_name] = replace(self.modules[module_name], compact=True)
 

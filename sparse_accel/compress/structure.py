@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -85,5 +86,10 @@ def as_matrix(weight: Tensor, *, inputs_first: bool = False) -> Tensor:
 def _counts(nonzero: Tensor, size: int) -> Tensor:
     """How many of each `size` neighbouring inputs are not zero: [outputs, groups]."""
     outputs, inputs = nonzero.shape
-    padded = F.pad(nonzero, (0, -inputs % size))
-    return padded.reshape(outputs, (inputs + size - 1) // size, size).sum(-1)
+    padded = F.pad(nonzero.to(torch.uint8), (0, -inputs % size))
+    groups = padded.reshape(outputs, (inputs + size - 1) // size, size)
+    # Adding a few large tensors is many times as fast as a sum over a dimension this short.
+    counts = groups[..., 0].clone()
+    for place in range(1, size):
+        counts += groups[..., place]
+    return counts

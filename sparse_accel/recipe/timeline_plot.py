@@ -68,8 +68,9 @@ def _draw_rates(axes: Axes, plan: Timeline) -> None:
 def _draw_sparsity(axes: Axes, pruning: list[Course]) -> None:
     """What masks of gradual pruning drop, as steps: from one update to the next it stands still."""
     for index, course in enumerate(pruning):
-        style = {"color": _LINES[index % len(_LINES)], "lw": 1.6, "label": course.name}
-        axes.plot(*zip(*course.points, strict=True), drawstyle="steps-post", **style)
+        colour = _LINES[index % len(_LINES)]
+        epochs, shares = zip(*course.points, strict=True)
+        axes.plot(epochs, shares, drawstyle="steps-post", color=colour, lw=1.6, label=course.name)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel("sparsity")

@@ -32,6 +32,8 @@ _PLACES: Final = frozenset({"step", "epoch", "learning_rate", "phase"})
 _COUNTERS: Final = ("_samples", "_runtime", "_total", "_number")
 _PHASES: Final = {"observing": ("moving", "quantizer ranges move"), "frozen": ("fixed", "quantizer ranges fixed")}
 _LANE_LOOKS: Final = {"zeros": "zeros", "moving": "moving", "fixed": "fixed", "teacher": "teacher"}
+# Zeros that differ by less look the same in a heat map; the table has them.
+_VISIBLE: Final = 0.01
 # From so many epochs on, an axis needs no parts of one.
 _MANY_EPOCHS: Final = 3
 # Scores that a person asks for first, and how many of them a page begins with; a picture has so many lines at most.
@@ -86,7 +88,7 @@ def run_page(story: RunStory) -> str:
         about,
         [
             tiles(_headline(story)),
-            section("What the recipe did", *_timeline(story)),
+            section("What the recipe did" if story.recipe_text else "Learning rate", *_timeline(story)),
             section("Loss", *_losses(story)),
             section("Scores by evaluation", *_scores(story)),
             section("Zeros by layer", *_zeros(facts)),
@@ -145,7 +147,8 @@ def _timeline(story: RunStory) -> Iterator[str]:
         ((line["step"] - 1) / per_epoch, line["learning_rate"]) for line in story.lines if "learning_rate" in line
     ]
     shapes = story.shapes
-    lines = [Line("as logged", [logged], is_faint=True)]
+    planned = shapes is not None and bool(shapes.curves)
+    lines = [Line("as logged", [logged], is_faint=planned)]
     if shapes is not None:
         for index, name in enumerate(shapes.groups):
             pieces = [curve.points for curve in shapes.curves if curve.group == index]
@@ -281,8 +284,7 @@ def _plain(metric: str) -> str:
 def _zeros(facts: Mapping[str, Any]) -> Iterator[str]:
     after = [_layer(entry, "zeros") for entry in facts["matrices"]]
     before = [_layer(entry, "zeros_before") for entry in facts["matrices"]]
-    changed = any(one.zeros != other.zeros for one, other in zip(before, after, strict=True))
-    if changed:
+    if any(abs(one.sparsity - other.sparsity) > _VISIBLE for one, other in zip(before, after, strict=True)):
         yield "<h3>Before</h3>" + heat_maps(before) + "<h3>After</h3>"
     yield heat_maps(after)
     rows = [_kind_row(entry["kind"], entry) for entry in facts["kinds"]]

@@ -34,7 +34,7 @@ def model_card(run: Run, plan: CompressionPlan, census: Census, results: Mapping
         "",
         f"# {run.output_dir.name}",
         "",
-        f"`{options.typed('model_name_or_path')}` fine-tuned for {options.task.replace('_', ' ')} with sparse_accel {__version__}.",
+        f"`{options.origin}` fine-tuned for {options.task.replace('_', ' ')} with sparse_accel {__version__}.",
         "",
         "| | |",
         "|---|---|",

@@ -38,6 +38,7 @@ def validate(options: TrainOptions) -> None:
     for check in (
         _check_work,
         _check_data,
+        _check_new_model,
         _check_schedule,
         _check_recipe,
         _check_checkpoints,
@@ -167,6 +168,25 @@ def _check_streaming(options: TrainOptions) -> None:
     _refuse(
         options.batching == "grouped" and "batching" in options.explicit,
         "--batching grouped: has no effect with --streaming: features come as the text does",
+    )
+
+
+def _check_new_model(options: TrainOptions, changed: Collection[str]) -> None:
+    if options.model_type is None:
+        _refuse(options.config_overrides is not None, "--config_overrides: needs --model_type, whose config it changes")
+        return
+    for name in ("model_name_or_path", "config_name"):
+        _refuse(
+            bool(getattr(options, name)),
+            f"--model_type and --{name}: start from random weights, or from a model; not both",
+        )
+    _refuse(
+        options.tokenizer_name is None, "--model_type: a new model brings no tokenizer; name one with --tokenizer_name"
+    )
+    _refuse(not options.do_train or options.one_shot, "--model_type: a new model has to be trained; add --do_train")
+    _refuse(
+        options.distill_teacher == "self",
+        "--distill_teacher self: a new model has nothing to teach; name a trained one",
     )
 
 
@@ -336,7 +356,7 @@ def _check_folders(options: TrainOptions, changed: Collection[str]) -> None:
         raise OutputError(f"--output_dir: is a file, not a folder: {output}")
     for name in ("model_name_or_path", "config_name", "tokenizer_name", "distill_teacher"):
         source = getattr(options, name)
-        if source is None or (name == "distill_teacher" and source in ("self", "disable")):
+        if not source or (name == "distill_teacher" and source in ("self", "disable")):
             continue
         check_source(source, f"--{name}", weights=name in ("model_name_or_path", "distill_teacher"))
         if output.exists() and Path(source).exists() and output.samefile(source):

@@ -59,10 +59,12 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
             given[flag], sources[flag] = value, f"--{spelling}"
     entries = {entry.name: entry for entry in flag_fields(task)}
     values = {name: _convert(entries[name], raw, sources[name]) for name, raw in given.items()}
-    missing = [entry.name for entry in entries.values() if entry.default is MISSING and entry.name not in given]
+    if values.get("model_type") is not None:
+        values.setdefault("model_name_or_path", "")  # random weights come from nowhere
+    missing = [entry.name for entry in entries.values() if entry.default is MISSING and entry.name not in values]
     if missing:
         raise OptionError(f"missing: {', '.join('--' + name for name in missing)}")
-    options = _without_stubs(_completed(TrainOptions(task=task, explicit=frozenset(values), **values)))
+    options = _without_stubs(_completed(TrainOptions(task=task, explicit=frozenset(given), **values)))
     validate(options)
     return options
 

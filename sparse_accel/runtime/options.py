@@ -595,6 +595,11 @@ class TrainOptions:
         values = {name: self.typed(name) for name in ("task", *(entry.name for entry in flag_fields(self.task)))}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
+    @property
+    def origin(self) -> str:
+        """What training starts from, for people."""
+        return self.typed("model_name_or_path") or f"a new {self.model_type} model"
+
     def typed(self, name: str) -> Any:
         """The value of a field as it was given: the `zoo:` stub, not what it stands for."""
         return self.stubs[name].stub if name in self.stubs else getattr(self, name)
@@ -664,7 +669,7 @@ def describe_command(options: TrainOptions, program: str = "sparse_accel") -> st
     words = [program, "train", options.task]
     for entry in flag_fields(options.task):
         value = options.typed(entry.name)
-        if value == default_of(entry, options.task) and entry.name not in options.explicit:
+        if value in (default_of(entry, options.task), "") and entry.name not in options.explicit:
             continue
         words.append(f"--{entry.name}")
         if value is True and is_switch(entry):

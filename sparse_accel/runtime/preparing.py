@@ -176,7 +176,7 @@ def read_parts(options: TrainOptions, recipe: Recipe, accelerator: Accelerator) 
     tokenizer = setup.load_student_tokenizer(options)
     with accelerator.local_main_process_first():  # the others find the features in the cache
         data = setup.read_data(options, task, tokenizer)
-    model, notes = setup.load_student(options, task, data.head)
+    model, notes = setup.load_student(options, task, tokenizer, data.head)
     collate, grouping, batching_notes = setup.choose_batching(options, task, model, data.collate, accelerator)
     teacher, teacher_note = setup.load_teacher(
         options,

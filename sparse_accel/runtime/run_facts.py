@@ -35,7 +35,7 @@ def run_facts(run: Run, model_class: str, census: Census, matrices: Collection[s
         "sparse_accel_report": FACTS_FORMAT,
         "name": run.output_dir.absolute().name,
         "task": options.task,
-        "model": options.typed("model_name_or_path"),
+        "model": options.origin,
         "class": model_class,
         "teacher": options.typed("distill_teacher"),
         "command": describe_command(options),

@@ -32,6 +32,7 @@ from sparse_accel.compress.weight_storage import compact_where_it_pays, model_ze
 from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeError
 from sparse_accel.folders.head_rows import ROWS, hook_head, let_head_choose
 from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
+from sparse_accel.folders.new_models import new_config, new_model
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.folders.whole_weights import whole_weights
@@ -146,7 +147,7 @@ def named_files(options: TrainOptions) -> dict[str, str]:
     found = {}
     for name in ("validation_file", "test_file", "model_name_or_path", "distill_teacher"):
         value = getattr(options, name)
-        path = Path(value) if isinstance(value, str) else None
+        path = Path(value) if isinstance(value, str) and value else None
         if path is None or not path.exists():
             continue
         for file in [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")]):
@@ -234,17 +235,30 @@ def idle_options(options: TrainOptions, recipe: Recipe) -> list[str]:
 
 def read_data(options: TrainOptions, task: Any, tokenizer: Any) -> TaskData:
     """The data, as it suits the student, of which the config alone is read: the head depends on the data."""
-    config = load_config(options.config_name or options.model_name_or_path, options, "--model_name_or_path")
     with torch.device("meta"):
-        outline = task.model_class.from_config(config)
+        if options.model_type is not None:
+            config = new_config(options.model_type, options.config_overrides, task, tokenizer)
+            outline = new_model(config, task)
+        else:
+            config = load_config(options.config_name or options.model_name_or_path, options, "--model_name_or_path")
+            outline = task.model_class.from_config(config)
     data: TaskData = task.load(
         options, tokenizer, max_positions=max_positions(outline), model_labels=label_names(config)
     )
     return data
 
 
-def load_student(options: TrainOptions, task: Any, head: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+def load_student(
+    options: TrainOptions, task: Any, tokenizer: Any, head: Mapping[str, Any]
+) -> tuple[nn.Module, list[str]]:
     """The student in fp32, with a head as the data wants it, and messages about it."""
+    if options.model_type is not None:
+        config = new_config(options.model_type, options.config_overrides, task, tokenizer)
+        model = new_model(config, task)
+        if options.gradient_checkpointing:
+            recompute_activations(model, "--gradient_checkpointing")
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return model, [f"a new {options.model_type} model with {count:,} parameters, which start at random"]
     model, missing = load_model(
         options.model_name_or_path,
         task,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -78,7 +78,21 @@ class MaskFiller:
         """What stands for a gap."""
         return str(self._backend.id_to_token(self._mask_id))
 
-    def __call__(self, texts: Iterable[str], *, top_k: int = 5) -> Iterator[Filled | DataError]:
+    @overload
+    def __call__(self, text: str, *, top_k: int = 5) -> Filled: ...
+    @overload
+    def __call__(self, text: list[str], *, top_k: int = 5) -> list[Filled]: ...
+    def __call__(self, text: str | list[str], *, top_k: int = 5) -> Filled | list[Filled]:
+        """The fillings of a text, or of each of a list. Raises DataError for a text that has none."""
+        texts = [text] if isinstance(text, str) else text
+        found = []
+        for number, one in enumerate(self.fillings(texts, top_k=top_k), start=1):
+            if isinstance(one, DataError):
+                raise DataError(f"text {number}: {one}" if len(texts) > 1 else f"the text {one}")
+            found.append(one)
+        return found[0] if isinstance(text, str) else found
+
+    def fillings(self, texts: Iterable[str], *, top_k: int = 5) -> Iterator[Filled | DataError]:
         """For each text, in order, its fillings, or the error that says why it has none."""
         if top_k < 1:
             raise OptionError(f"--top_k should be 1 or more, it is {top_k}")
@@ -93,7 +107,7 @@ class MaskFiller:
         rows = [features[at] for at in range(len(kept))]
         longest = self.deployment.facts.max_seq_length
         problems |= {
-            index: f"the text has {len(row['input_ids'])} tokens, and the model is given at most {longest}"
+            index: f"has {len(row['input_ids'])} tokens, and the model is given at most {longest}"
             for index, row in zip(kept, rows, strict=True)
             if len(row["input_ids"]) > longest
         }

@@ -84,15 +84,15 @@ class TextPredictor:
     @overload
     def __call__(self, text: str, text_pair: str | None = None) -> Classification: ...
     @overload
-    def __call__(self, text: Sequence[str], text_pair: Sequence[str] | None = None) -> list[Classification]: ...
+    def __call__(self, text: list[str], text_pair: list[str] | None = None) -> list[Classification]: ...
     def __call__(
-        self, text: str | Sequence[str], text_pair: str | Sequence[str] | None = None
+        self, text: str | list[str], text_pair: str | list[str] | None = None
     ) -> Classification | list[Classification]:
         """What a text (with `text_pair`, a pair) is, or each of several. Raises DataError for empty or unequal input."""
-        texts = [text] if isinstance(text, str) else list(text)
-        others: list[str | None] = [None] * len(texts)
+        texts = [text] if isinstance(text, str) else text
+        others: Sequence[str | None] = [None] * len(texts)
         if text_pair is not None:
-            others = [text_pair] if isinstance(text_pair, str) else list(text_pair)
+            others = [text_pair] if isinstance(text_pair, str) else text_pair
         if len(texts) != len(others):
             raise DataError(f"{len(texts)} texts and {len(others)} texts beside them: pass as many of each")
         found = []

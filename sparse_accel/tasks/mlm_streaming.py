@@ -103,7 +103,8 @@ class LinesOfText:
             raise DataError(f"{where} has no {self.column!r}{problem}")
         if not isinstance(row[self.column], str):
             raise DataError(f"{where}: {self.column!r} should be text, it is {kind_of(row[self.column])}")
-        return row[self.column]
+        found: str = row[self.column]
+        return found
 
 
 @dataclass(frozen=True)

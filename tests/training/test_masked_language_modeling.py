@@ -191,7 +191,25 @@ distillation_modifiers:
     assert "distillation_loss" in running.log(out)[-1]
 
 
+def test_a_new_model_starts_from_random_weights(world: dict[str, Any], tmp_path: Path) -> None:
+    shape = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,max_position_embeddings=40"
+    options = {"model_name_or_path": None, "model_type": "bert", "tokenizer_name": world["model_name_or_path"]}
+    options |= {"max_seq_length": None, "max_steps": 2, "config_overrides": shape}
+    out = run(world, tmp_path / "out", **options)
+    config = json.loads((out / "config.json").read_text())
+    tokenizer = json.loads((world["model_name_or_path"] / "config.json").read_text())["vocab_size"]
+    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (16, 1, tokenizer)
+    assert running.differing(out, run(world, tmp_path / "again", **options)) == []
+    assert (
+        "model_name_or_path" not in (out / "README.md").read_text()
+        and "a new bert model" in (out / "README.md").read_text()
+    )
+
+
 BAD = [
+    ({"config_overrides": "hidden_size=8"}, OptionError, "--config_overrides: needs --model_type"),
+    ({"model_type": "bert"}, OptionError, "--model_type and --model_name_or_path: .* not both"),
+    ({"model_type": "bert", "model_name_or_path": None}, OptionError, "name one with --tokenizer_name"),
     ({"mlm_probability": "1.5"}, OptionError, "mlm_probability"),
     ({"text_column_name": "txt"}, DataError, "train.txt: there is no column 'txt' .*did you mean 'text'"),
     ({"distill_top_k": 3}, OptionError, "--distill_top_k: needs a --distill_teacher"),
@@ -230,6 +248,24 @@ def test_bad_files_are_told(
     with pytest.raises((DataError, OptionError), match=message):
         run(world, tmp_path / "out", train_file=tmp_path / name, streaming=streaming)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "message"),
+    [
+        ("brt", None, "--model_type brt: there is no such architecture; did you mean 'bert'"),
+        ("gpt2", None, "--model_type gpt2: has no model for masked language modeling"),
+        ("bert", "hiden_size=8", "a bert config has no 'hiden_size'; did you mean 'hidden_size'"),
+        ("bert", "hidden_size=big", r"hidden_size is 768 \(int\) by default, got 'big'"),
+        ("bert", "hidden_size=10", "no bert model can be made so"),
+    ],
+)
+def test_new_models_that_cannot_be_are_told(
+    model_type: str, overrides: str | None, message: str, world: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"model_name_or_path": None, "tokenizer_name": world["model_name_or_path"], "model_type": model_type}
+    with pytest.raises(OptionError, match=message):
+        run(world, tmp_path / "out", **options, config_overrides=overrides)
 
 
 def test_a_tokenizer_without_a_mask_is_told(world: dict[str, Any], tmp_path: Path) -> None:

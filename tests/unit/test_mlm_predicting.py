@@ -27,7 +27,7 @@ def test_fillings_are_the_likeliest_tokens_at_each_gap(folder: Path) -> None:
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     text = TEXT.replace("[MASK]", tokenizer.mask_token)
     filler = MaskFiller(folder, batch_size=2)
-    found = list(filler(["Oslo " + tokenizer.mask_token, "no gap", text], top_k=3))
+    found = list(filler.fillings(["Oslo " + tokenizer.mask_token, "no gap", text], top_k=3))
     assert isinstance(found[0], Filled) and isinstance(found[1], DataError) and isinstance(found[2], Filled)
     batch = tokenizer(text, return_tensors="pt")
     logits = model(**batch).logits[0][batch["input_ids"][0] == tokenizer.mask_token_id]
@@ -36,18 +36,21 @@ def test_fillings_are_the_likeliest_tokens_at_each_gap(folder: Path) -> None:
         assert [filling.token_id for filling in gap] == best.indices.tolist()
         assert [filling.score for filling in gap] == pytest.approx(best.values.tolist(), rel=1e-4)
         assert gap[0].token == tokenizer.convert_ids_to_tokens(gap[0].token_id)
+    assert filler(text, top_k=3) == filler([text], top_k=3)[0] == found[2]
     assert tokenizer.mask_token not in found[2].text and found[2].gaps[0][0].text in found[2].text
 
 
 def test_what_cannot_be_filled_says_why(folder: Path) -> None:
     filler = MaskFiller(folder, max_seq_length=8)
     mask = filler.mask_token
-    long, other, number = filler([mask + " lamp" * 9, "a [mask] or <Mask>", 3])  # type: ignore[list-item]
+    long, other, number = filler.fillings([mask + " lamp" * 9, "a [mask] or <Mask>", 3])  # type: ignore[list-item]
     assert "tokens, and the model is given at most 8" in str(long)
     assert f"has no gap to fill: write {mask} where one is" in str(other)
     assert "should be text, it is a number" in str(number)
     with pytest.raises(OptionError, match="--top_k should be 1 or more"):
-        list(filler([mask], top_k=0))
+        filler(mask, top_k=0)
+    with pytest.raises(DataError, match="text 2: has no gap to fill"):
+        filler([mask, "a lamp"])
 
 
 def test_the_command_fills_texts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,4 +65,4 @@ def test_the_command_fills_texts(folder: Path, tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr()
     assert "  1. " in shown.out and "left out: text 2: has no gap to fill" in shown.err
     assert main(["predict", str(folder), "--question", "who?", "--context", "Ada"]) == 2
-    assert "is a masked language model: pass --text" in capsys.readouterr().err
+    assert "is a model for masked language modeling, which has no such option" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from sparse_accel.modifiers.distillation import DistillationModifier
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime.batches import StepLoader
 from sparse_accel.runtime.options import TrainOptions
+from sparse_accel.runtime.streaming import StreamLoader
 from sparse_accel.runtime.teachers.cache_fill import CacheJob, CacheNotFilledError, fill, look
 from sparse_accel.runtime.teachers.cache_key import describe_model, features_digest, fingerprint
 from sparse_accel.runtime.teachers.cache_store import FORMAT, CachedOutputs, is_same_disk
@@ -77,7 +78,7 @@ class Asking:
     screen: Screen
 
 
-def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: int) -> Teacher:
+def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader | StreamLoader, last_step: int) -> Teacher:
     """The teacher of a run up to `last_step`: placed, or a cache, which is filled if need be and whose columns `loader` then
     adds to its batches. All ranks call this.
 
@@ -90,6 +91,7 @@ def settle(loaded: LoadedTeacher, run: Asking, loader: StepLoader, last_step: in
     if obstacle is not None:
         run.screen.say(f"teacher cache: none, for {obstacle}")
         return _place(loaded, run)
+    assert isinstance(loader, StepLoader), "no feature of a stream is read twice"
     job = cache_job(loaded, run, loader)
     found, problems = look(job, run.accelerator)
     for problem in problems:
