@@ -15,6 +15,7 @@ from sparse_accel.cli import main
 from sparse_accel.recipe import shipped
 from sparse_accel.recipe.schema import Recipe
 from tests import tiny
+from tests.small_sets import write_small_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "from-sparseml.md").read_text("utf-8")
@@ -36,7 +37,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     folder = tmp_path_factory.mktemp("desk")
     tiny.tiny_bert(folder / "TEACHER_DIR", seed=1)
-    tiny.tiny_bert(folder / "ENCODER_DIR", seed=2)
     tiny.tiny_bert(folder / "MODEL_DIR", seed=3)
     assert (
         main(["prune", str(folder / "TEACHER_DIR"), "--sparsity", "0.5", "--output_dir", str(folder / "PRUNED_DIR")])
@@ -47,16 +47,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rows = tiny.tiny_rows(32, seed=4)
     splits = {name: datasets.Dataset.from_list(rows) for name in ("train", "validation")}
     datasets.DatasetDict(splits).save_to_disk(str(folder / "squad"))
-    for part, seed in (("train", 5), ("dev", 6)):
-        sentences = [row["question"] for row in tiny.tiny_rows(24, seed=seed)]
-        lines = [f'"{text}",{"positive" if "color" in text else "negative"}' for text in sentences]
-        (folder / f"sst2-{part}.csv").write_text("\n".join(["sentence,label", *lines]) + "\n")
-        words = [text.rstrip("?").split() for text in sentences]
-        tagged = [
-            "\n".join(f"{word} {'B-PER' if word.istitle() and at else 'O'}" for at, word in enumerate(w)) for w in words
-        ]
-        (folder / f"ner-{part}.conll").write_text("\n\n".join(tagged) + "\n")
-        (folder / f"text-{part}.txt").write_text("\n".join(row["context"] for row in tiny.tiny_rows(24, seed=seed)))
+    write_small_sets(folder)
     short = Recipe.load("question_answering/pruned_quant", "num_epochs=2,qat_start_epoch=1.0,observer_epoch=1.5")
     (folder / "recipe.yaml").write_text(short.to_yaml())
     (folder / "short.yaml").write_text(short.to_yaml())

@@ -19,6 +19,7 @@ from sparse_accel.recipe import shipped
 from sparse_accel.recipe.schema import Recipe
 from tests import readme_tree, running, tiny
 from tests.export.trained import trained_folder
+from tests.small_sets import write_small_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -65,7 +66,7 @@ def test_the_recipe_shown_is_a_recipe(text: str) -> None:
 
 
 def test_all_shipped_recipes_are_listed() -> None:
-    assert re.findall(r"^\| `(question_answering/\w+)` \|", README, re.MULTILINE) == shipped.names()
+    assert re.findall(r"^\| `([a-z_]+/\w+)` \|", README, re.MULTILINE) == shipped.names()
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert recipe is not None
     shutil.copy(recipe, folder / "recipe.yaml")
     trained_folder(folder / "MODEL_DIR", sparsity=0.5)
+    write_small_sets(folder)
     return folder
 
 

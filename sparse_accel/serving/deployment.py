@@ -161,10 +161,12 @@ def read_deployment(folder: str | Path) -> Deployment:
     longest = min((limit for limit in limits if limit is not None), default=None)
     default = _DEFAULT_LENGTH if task not in _WHOLE_LENGTH else _LONG if longest is None or longest > 10**9 else longest
     length = stated.get("max_seq_length", default)
-    length = length if longest is None else min(length, longest)
-    facts = {"doc_stride": min(_DEFAULT_STRIDE, length // 3)} | {
+    asked, length = length, length if longest is None else min(length, longest)
+    facts: dict[str, Any] = {"doc_stride": min(_DEFAULT_STRIDE, length // 3)} | {
         name: value for name, value in stated.items() if name in Facts.__dataclass_fields__
     }
+    if length < asked:  # an overlap that suits training's windows may leave no room in shorter ones
+        facts["doc_stride"] = min(facts["doc_stride"], length // 3)
     facts["settings"] = {name: stated[name] for name in SETTINGS if name in stated}
     return Deployment(
         path,

@@ -30,6 +30,7 @@ PROBLEM_TYPES: Final[dict[str, str]] = {
 # More labels than this share of the rows look like another column.
 _TOO_MANY: Final = 0.5
 _NUM_NAMED: Final = 8
+_TRAINING: Final = " of the training data"
 _WORDS: Final = {"text": "text", "number": "a number", "list": "a list"}
 
 
@@ -41,12 +42,14 @@ class BadLabelError(Exception):
 class LabelSet:
     """The labels of a run. `names` in the order of the model's outputs; None where they are not known by name.
 
-    A whole number n in the data is `numbered[n]` where that is given, else it is a name like any other.
+    A whole number n in the data is `numbered[n]` where that is given, else it is a name like any other. `whose` says in
+    messages whose labels they are (` of the model`).
     """
 
     kind: LabelKind
     names: tuple[str, ...] | None = None
     numbered: tuple[str, ...] | None = None
+    whose: str = ""
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -96,7 +99,7 @@ class LabelSet:
         place = self.places.get(name, self.places.get(name.casefold()))
         if place is None:
             raise BadLabelError(
-                f"the label {name!r} is not one of the {len(self.names)} labels{suggestion(name, self.names)}"
+                f"the label {name!r} is not one of the {len(self.names)} labels{self.whose}{suggestion(name, self.names)}"
             )
         return place
 
@@ -276,17 +279,17 @@ def label_set(
     if model_labels is not None:
         model = tuple(model_labels)
         if same_names(model, names):
-            return LabelSet(kind, model, model), notes
+            return LabelSet(kind, model, model, _TRAINING), notes
         if all(isinstance(value, int) for value in values) and sorted(values) == list(range(len(model))):
             notes.append(f"{source}: the labels are numbers; they are taken for the model's own: {_numbering(model)}")
-            return LabelSet(kind, model, model), notes
+            return LabelSet(kind, model, model, _TRAINING), notes
         if set(names) & set(model):
             head = "is kept and learns them" if len(names) == len(model) else "begins anew"
             notes.append(
                 f"{source}: has the {len(names)} labels {listed(names)}, the model {len(model)}, {listed(model)}; as they are "
                 f"not the same, its head {head}"
             )
-    return LabelSet(kind, tuple(names)), notes
+    return LabelSet(kind, tuple(names), whose=_TRAINING), notes
 
 
 def glue_labels(task: GlueTask, model_labels: Sequence[str] | None) -> LabelSet:
@@ -296,7 +299,7 @@ def glue_labels(task: GlueTask, model_labels: Sequence[str] | None) -> LabelSet:
     names = task.labels
     if model_labels is not None and same_names(model_labels, names):
         names = tuple(model_labels)
-    return LabelSet("classes", names, task.labels)
+    return LabelSet("classes", names, task.labels, f" of {task.name}")
 
 
 def model_label_set(kind: LabelKind, model_labels: Sequence[str] | None, source: str) -> LabelSet:
@@ -311,7 +314,7 @@ def model_label_set(kind: LabelKind, model_labels: Sequence[str] | None, source:
             )
         return LabelSet("classes")
     names = tuple(model_labels)
-    return LabelSet(kind, names, names)
+    return LabelSet(kind, names, names, " of the model")
 
 
 def same_names(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -31,7 +31,7 @@ def test_list_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == shipped.names()
-    assert all(len(line) <= 80 for line in lines)
+    assert all(len(line) <= 96 for line in lines)
 
 
 def test_show_gives_a_recipe_that_reads_as_the_same(capsys: pytest.CaptureFixture[str]) -> None:

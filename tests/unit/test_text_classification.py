@@ -177,7 +177,7 @@ BAD = {
         SIX,
         [("a cup", "joy"), ("a cap", "jot")],
         {},
-        r"validation.jsonl:2: .*'jot' is not one of the 3 labels; did you mean 'joy'",
+        r"validation.jsonl:2: .*'jot' is not one of the 3 labels of the training data; did you mean 'joy'",
     ),
     "an empty text": ([*SIX, ("  ", "joy")], None, {}, r"train.jsonl:7: 'text' is empty"),
     "a text that is none": ([*SIX, (7, "joy")], None, {}, r"train.jsonl:7: 'text' should be text, it is a number"),
