@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -17,8 +19,10 @@ from sparse_accel.runtime import setup
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.run import train
 from sparse_accel.serving.mlm_predicting import MaskFiller
+from sparse_accel.tasks import resolve_task
+from sparse_accel.tasks.data_settings import DataSettings
 from tests import running
-from tests.tiny import tiny_bert, tiny_rows
+from tests.tiny import tiny_bert, tiny_rows, tiny_tokenizer
 
 TASK = "masked_language_modeling"
 
@@ -232,7 +236,39 @@ def test_a_new_model_starts_from_random_weights(world: dict[str, Any], tmp_path:
     )
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_data_sets_are_one_behind_the_other(streaming: bool, world: dict[str, Any], tmp_path: Path) -> None:
+    lines = world["train_file"].read_text().splitlines()
+    parts = {"train": datasets.Dataset.from_dict({"text": lines[:20]}), "validation": lines[40:]}
+    parts["validation"] = datasets.Dataset.from_dict({"text": parts["validation"]})
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "first")
+    datasets.Dataset.from_dict({"text": lines[20:40]}).save_to_disk(tmp_path / "second")
+    options = DataSettings(
+        dataset_name=str(tmp_path / "first"),
+        dataset_name_2=str(tmp_path / "second"),
+        streaming=streaming,
+        line_by_line=True,
+        max_seq_length=512,
+        cache_dir=str(tmp_path / "cache"),
+        do_train=True,
+        do_eval=True,
+    )
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    data = resolve_task(TASK).load(options, tokenizer)
+    if data.stream is not None:
+        lanes = data.stream.lanes(np.arange(1), 1)
+        found = [lanes.take()[0]["input_ids"].tolist() for _ in range(40)]
+    else:
+        assert data.train is not None
+        found = [data.train[at]["input_ids"].tolist() for at in range(len(data.train))]
+    assert (data.stream is not None) == streaming
+    assert found == tokenizer(lines[:40])["input_ids"]
+    assert data.validation is not None and len(data.validation.features) == 8
+    assert any("second: has no validation split" in note for note in data.notes)
+
+
 BAD = [
+    ({"dataset_name_2": "wiki"}, OptionError, "--dataset_name_2: is put behind --dataset_name"),
     ({"config_overrides": "hidden_size=8"}, OptionError, "--config_overrides: needs --model_type"),
     ({"model_type": "bert"}, OptionError, "--model_type and --model_name_or_path: .* not both"),
     ({"model_type": "bert", "model_name_or_path": None}, OptionError, "name one with --tokenizer_name"),
