@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,10 +276,8 @@ def _count_features(
     from sparse_accel.tasks import resolve_task
 
     if model is None or not has_tokenizer(model):
-        from sparse_accel.tasks.reading import read_file
-
         most = options["max_train_samples"]
-        count = len(read_file(train_file)[:most])
+        count = len(_rows_of(train_file, task)[:most])
         why = "--model says how text is cut" if model is None else f"{model} has no tokenizer"
         return count, [
             f"{train_file}: its {count:,} rows are taken for as many features, though a long text makes several; {why}"
@@ -295,6 +294,19 @@ def _count_features(
     )
     assert data.train is not None  # do_train asked for it
     return len(data.train), list(data.notes)
+
+
+def _rows_of(train_file: str, task: str) -> Sequence[Any]:
+    """The rows of a training file: lines or sentences, where the task reads such files."""
+    if task == "masked_language_modeling":
+        from sparse_accel.tasks.mlm_rows import read_lines
+
+        return [row for row in read_lines(train_file) if str(row.values.get("text", "-")).strip()]
+    from sparse_accel.tasks.conll import SUFFIXES, read_conll
+    from sparse_accel.tasks.reading import read_file
+
+    conll = functools.partial(read_conll, words="tokens", tags="ner_tags")
+    return read_file(train_file, dict.fromkeys(SUFFIXES, conll) if task == "token_classification" else None)
 
 
 def _teacher_parameters(teacher: str | None, student: Any) -> int:

@@ -156,3 +156,18 @@ def test_a_drawing_needs_matplotlib_and_says_so(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(words) == 2
     assert "--plot needs matplotlib: `python -m pip install 'sparse_accel[plot]'`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text"),
+    [
+        ("masked_language_modeling", "lines.txt", "a b c\n\nd e f\n"),
+        ("token_classification", "words.conll", "Ada B-PER\nsat O\n\nBob B-PER\n"),
+    ],
+)
+def test_plan_counts_what_a_recipes_task_reads(
+    task: str, name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text, "utf-8")
+    assert main(["recipe", "plan", f"{task}/dense", "--train_file", str(tmp_path / name)]) == 0
+    assert f"{task}/dense: 2 features" in capsys.readouterr().out
