@@ -115,6 +115,14 @@ def _check_data(options: TrainOptions, changed: Collection[str]) -> None:
             files["validation_file"] is not None,
             f"--{given[0]}: holds training rows out where there is no validation data, and --validation_file brings some",
         )
+    _refuse(
+        options.dataset_name_2 is not None and options.dataset_name is None,
+        "--dataset_name_2: is put behind --dataset_name, which is not there",
+    )
+    _refuse(
+        options.dataset_config_name_2 is not None and options.dataset_name_2 is None,
+        "--dataset_config_name_2: needs --dataset_name_2",
+    )
     _check_streaming(options)
     _refuse(
         options.task == QA and options.max_seq_length is not None and options.doc_stride >= options.max_seq_length,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final, overload
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from sparse_accel.errors import DataError, ModelError, OptionError, suggestion
 from sparse_accel.serving.deployment import open_deployment
@@ -70,13 +69,12 @@ class MaskFiller:
         # A text that is too long is refused rather than cut, so its tokens are counted first.
         spec = text_spec(tokenizer, max_length=2**31 - 1, line_by_line=False, whole_words=False)
         self._encode = TextEncoder(spec)
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._mask_id: int = tokenizer.mask_token_id
 
     @property
     def mask_token(self) -> str:
         """What stands for a gap."""
-        return str(self._backend.id_to_token(self._mask_id))
+        return self._encode.token(self._mask_id)
 
     @overload
     def __call__(self, text: str, *, top_k: int = 5) -> Filled: ...
@@ -142,7 +140,5 @@ class MaskFiller:
         return Filled(text, tuple(gaps))
 
     def _filling(self, token_id: int, score: float) -> Filling:
-        # A model's table of tokens may be longer than the tokenizer's.
-        token = self._backend.id_to_token(token_id) or f"token {token_id}"
-        text = self._backend.decode([token_id], skip_special_tokens=False).strip()
+        token, text = self._encode.token(token_id), self._encode.text(token_id)
         return Filling(token, text or token, token_id, score)

@@ -22,7 +22,7 @@ from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
 from sparse_accel.tasks.mlm_rows import read_lines, texts_of
 from sparse_accel.tasks.mlm_streaming import open_stream
 from sparse_accel.tasks.plain_features import cached_features, digest_of
-from sparse_accel.tasks.reading import read_data_set
+from sparse_accel.tasks.reading import data_set_splits, read_data_set
 from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 
@@ -211,12 +211,7 @@ class _Loader:
         rows, source = self._reader.rows(name)
         bad = BadRows(self.options.on_bad_rows)
         texts = texts_of(rows, self.options.text_column_name, source, bad, self.notes)
-        if self.options.dataset_name_2 is not None:
-            more = f"{self.options.dataset_name_2} ({name})"
-            rows = read_data_set(
-                self.options.dataset_name_2, self.options.dataset_config_name_2, name, self.options.cache_dir
-            )
-            texts += texts_of(rows, self.options.text_column_name, more, bad, self.notes)
+        texts += self._more_texts(name, bad)
         if bad.messages:
             self.notes.append(bad.note(source))
             self.num_dropped += len(bad.messages)
@@ -224,6 +219,18 @@ class _Loader:
         if num_maskable(features) == 0:
             raise DataError(f"{source}: its text has no tokens")
         return Split(features, texts)
+
+    def _more_texts(self, name: SplitName, bad: BadRows) -> list[str]:
+        """The texts of `--dataset_name_2`, if there is one."""
+        options = self.options
+        if options.dataset_name_2 is None:
+            return []
+        second = (options.dataset_name_2, options.dataset_config_name_2)
+        if name == "validation" and name not in data_set_splits(*second, options.cache_dir):
+            self.notes.append(f"{second[0]}: has no validation split, so that scores are about the other text alone")
+            return []
+        rows = read_data_set(*second, name, options.cache_dir)
+        return texts_of(rows, options.text_column_name, f"{second[0]} ({name})", bad, self.notes)
 
     def _features(self, texts: list[str], source: str) -> Features:
         features = cached_features(

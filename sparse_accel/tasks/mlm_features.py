@@ -119,6 +119,15 @@ class TextEncoder:
         cut = np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.int32, len(encodings))
         return Features(tokens=tokens, bounds=bounds, labels={}, facts={"cut": cut}, extra={KINDS: kinds})
 
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary has it."""
+        # A model's table of tokens may be longer than the tokenizer's.
+        return str(self.tokenizer.id_to_token(token_id) or f"token {token_id}")
+
+    def text(self, token_id: int) -> str:
+        """A token as one reads it, which may be nothing."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False)).strip()
+
 
 def _flat(encodings: Sequence[Encoding], name: str, dtype: Any) -> np.ndarray:
     parts = [np.array(getattr(encoding, name), dtype) for encoding in encodings]
