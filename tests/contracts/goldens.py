@@ -60,11 +60,11 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "token_classification/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
     "token_classification/pruned_quant": {
-        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 1e-4}'
     },
     "token_classification/quant": {
         "distill_teacher": None,
-        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 3e-4}',
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 1e-4}',
     },
     "masked_language_modeling/dense": {
         "distill_teacher": None,
