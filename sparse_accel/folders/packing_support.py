@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_accel.folders.packed_pooling import pool_by_sequence
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.packing import BOUNDS, LONGEST
 
 # Lengths of the sequences that are tried.
 _LENGTHS = (7, 4)
 _TOLERANCE = 1e-4
+_NOT_BY_TOKEN = "gives no outputs by token, nor by sequence"
 
 
 def first_position(model: Any) -> int:
@@ -27,7 +29,7 @@ def first_position(model: Any) -> int:
 @torch.no_grad()
 def obstacle_to_packing(model: Any, output_keys: tuple[str, ...]) -> str | None:
     """Why the model cannot take packed batches, a clause; None where it can, and from then on computes attention through
-    `quantized_attention`.
+    `quantized_attention`, and pools each sequence's first token.
 
     Two short sequences are run alone and packed: the outputs must be the same, and those of the first must not move by a
     bit when the second is another. Attention that does not know bounds would mix sequences without a word.
@@ -39,15 +41,25 @@ def obstacle_to_packing(model: Any, output_keys: tuple[str, ...]) -> str | None:
     if not use_own_attention(model):
         return f"{name} does not go through transformers' attention interface"
     model.eval()
-    try:
-        problem = _tried(model, output_keys)
-    except Exception as error:  # a model that was not made for this raises whatever it likes
-        problem = f"{name} fails on a packed batch ({type(error).__name__})"
-    finally:
-        model.train(was_training)
+    problem = _problem(model, output_keys)
+    if problem == _NOT_BY_TOKEN:
+        hooks = pool_by_sequence(model)
+        if hooks and _problem(model, output_keys) is None:
+            problem, hooks = None, []
+        for hook in hooks:
+            hook.remove()
+    model.train(was_training)
     if problem is not None:
         model.set_attn_implementation(before)
-    return problem
+        return f"{name} {problem}"
+    return None
+
+
+def _problem(model: Any, output_keys: tuple[str, ...]) -> str | None:
+    try:
+        return _tried(model, output_keys)
+    except Exception as error:  # a model that was not made for this raises whatever it likes
+        return f"fails on a packed batch ({type(error).__name__})"
 
 
 def _tried(model: Any, output_keys: tuple[str, ...]) -> str | None:
@@ -60,13 +72,15 @@ def _tried(model: Any, output_keys: tuple[str, ...]) -> str | None:
     alone = [model(input_ids=ids, attention_mask=torch.ones_like(ids)) for ids in (first, second)]
     together, changed = (_packed(model, torch.cat([first, ids], dim=1)) for ids in (second, other))
     for key in output_keys:
-        expected = torch.cat([outputs[key] for outputs in alone], dim=1)
+        is_by_token = alone[0][key].shape[1] != alone[1][key].shape[1]
+        expected = torch.cat([outputs[key] for outputs in alone], dim=1 if is_by_token else 0)
         if together[key].shape != expected.shape:
-            return f"{key} of {type(model).__name__} is not by token"
-        if not torch.equal(together[key][:, : _LENGTHS[0]], changed[key][:, : _LENGTHS[0]]):
-            return f"sequences see each other in {type(model).__name__}"
+            return _NOT_BY_TOKEN
+        part = (slice(None), slice(_LENGTHS[0])) if is_by_token else (slice(1),)
+        if not torch.equal(together[key][part], changed[key][part]):
+            return "lets sequences see each other"
         if not torch.allclose(together[key], expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max())):
-            return f"{type(model).__name__} computes something else of packed sequences"
+            return "computes something else of packed sequences"
     return None
 
 

@@ -33,6 +33,7 @@ from sparse_accel.errors import LaunchError, ModelError, OptionError, RecipeErro
 from sparse_accel.folders.head_rows import ROWS, hook_head, let_head_choose
 from sparse_accel.folders.loading import has_tokenizer, label_names, load_config, load_model, load_tokenizer
 from sparse_accel.folders.new_models import new_config, new_model
+from sparse_accel.folders.packed_pooling import pool_by_sequence, pools_by_sequence
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.folders.trained import use_own_attention
 from sparse_accel.folders.whole_weights import whole_weights
@@ -475,9 +476,14 @@ def choose_batching(
     if options.batching == "grouped":
         return collate, "length", []
     if loads_on_first_rank() and accelerator.num_processes > 1:
-        obstacle = on_main(accelerator, lambda: obstacle_to_packing(model, task.output_keys))
-        if obstacle is None:
+        obstacle, pools = on_main(
+            accelerator, lambda: (obstacle_to_packing(model, task.output_keys), pools_by_sequence(model))
+        )
+        if obstacle is None and not accelerator.is_main_process:
+            # The others have no numbers to try it with.
             use_own_attention(model)
+            if pools:
+                pool_by_sequence(model)
     else:
         obstacle = obstacle_to_packing(model, task.output_keys)
     if obstacle is None:

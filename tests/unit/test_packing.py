@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_accel.compress.attention import packed_attention
 from sparse_accel.compress.plan import install, set_phase
 from sparse_accel.compress.ranges import Phase, begin_step, end_step, observe_tokens, quantizers
+from sparse_accel.folders.packed_pooling import pools_by_sequence
 from sparse_accel.folders.packing_support import first_position, obstacle_to_packing
 from sparse_accel.packing import by_feature, model_inputs, padded_inputs, places
 from sparse_accel.runtime.setup import accepted_inputs
@@ -209,3 +210,25 @@ def test_a_model_whose_sequences_see_each_other_is_not_packed() -> None:
     config = transformers.MobileBertConfig(vocab_size=60, num_hidden_layers=2)
     obstacle = obstacle_to_packing(transformers.MobileBertForQuestionAnswering(config), KEYS)
     assert obstacle is not None and "see each other" in obstacle
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra", "Albert", "DistilBert"])
+def test_a_classifier_pools_the_first_token_of_each_sequence_or_is_not_packed(family: str) -> None:
+    if family == "DistilBert":
+        config = transformers.DistilBertConfig(
+            dim=16, hidden_dim=24, n_layers=2, n_heads=2, vocab_size=60, num_labels=3
+        )
+    else:
+        extra = {"embedding_size": 8} if family == "Albert" else {}
+        config = getattr(transformers, f"{family}Config")(**SHAPE, **extra, num_labels=3)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    obstacle = obstacle_to_packing(model, ("logits",))
+    if family in ("Albert", "DistilBert"):  # which pool inside their forward
+        assert obstacle is not None and "nor by sequence" in obstacle
+        assert not pools_by_sequence(model)
+        return
+    assert obstacle is None and pools_by_sequence(model)
+    padded, packed = both(features(vocabulary=60), first_position=first_position(model))
+    found, expected = (outputs(model, batch)["logits"] for batch in (packed, padded))
+    assert found.shape == (len(padded["input_ids"]), 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
