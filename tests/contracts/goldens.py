@@ -34,6 +34,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "question_answering/pruned_quant": {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 3e-4}'
     },
+    "question_answering/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 1e-4}',
+    },
     "text_classification/dense": {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "init_lr": 1e-3, "warmup_epoch": 0.5}',
@@ -63,6 +67,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 1e-4}'
     },
     "token_classification/quant": {
+        "distill_teacher": None,
+        "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 1e-4}',
+    },
+    "masked_language_modeling/pruned": {"recipe_args": '{"num_epochs": 3, "init_lr": 3e-4}'},
+    "masked_language_modeling/pruned_quant": {
+        "recipe_args": '{"num_epochs": 3, "qat_start_epoch": 1.0, "observer_epoch": 2.0, "init_lr": 1e-4}'
+    },
+    "masked_language_modeling/quant": {
         "distill_teacher": None,
         "recipe_args": '{"num_epochs": 3, "observer_epoch": 2.0, "init_lr": 1e-4}',
     },

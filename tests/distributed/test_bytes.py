@@ -69,10 +69,11 @@ def test_nothing_is_sent_or_held_for_frozen_embeddings(arms: Mapping[str, Any], 
     assert frozen["optimizer_bytes"] == 2 * 4 * trained
 
 
-def test_beside_gradients_a_step_sends_one_number(arms: Mapping[str, Any]) -> None:
+def test_beside_gradients_a_step_sends_two_numbers(arms: Mapping[str, Any]) -> None:
+    """How many units and how many tokens it has, in one message."""
     for counted in arms.values():
         assert counted["step"]["calls"] == {"scalars": 1, "all_reduce": 1}
-        assert counted["step"]["bytes"]["scalars"] == 4
+        assert counted["step"]["bytes"]["scalars"] == 8
 
 
 def test_a_compact_checkpoint_holds_what_is_kept_and_where(arms: Mapping[str, Any], numel: Mapping[str, int]) -> None:

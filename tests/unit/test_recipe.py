@@ -21,6 +21,7 @@ from sparse_accel.modifiers.quantization import QuantizationModifier
 from sparse_accel.modifiers.weight_decay import SetWeightDecayModifier
 from sparse_accel.recipe import shipped
 from sparse_accel.recipe.schema import Recipe
+from sparse_accel.tasks import resolve_task
 
 TRANSFER = "question_answering/pruned_quant"
 
@@ -103,7 +104,7 @@ def test_shipped_recipes_plan_check_and_survive_being_written_down(name: str) ->
     assert recipe.num_epochs is not None
     recipe.check(recipe.num_epochs)
     config = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    recipe.plan(CompressionPlan(), BertForQuestionAnswering(config))
+    recipe.plan(CompressionPlan(), resolve_task(name.partition("/")[0]).model_class.from_config(config))
     assert Recipe.load(recipe.to_yaml()) == recipe
 
 

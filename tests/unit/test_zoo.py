@@ -27,6 +27,7 @@ TEACHER = "zoo:nlp/question_answering/obert-base/pytorch/huggingface/squad/base-
 STUDENT = "zoo:nlp/question_answering/obert-base/pytorch/huggingface/squad/pruned90_quant-none"
 UPSTREAM = "zoo:nlp/masked_language_modeling/obert-base/pytorch/huggingface/wikipedia_bookcorpus/pruned90-none"
 BLOCKS = "zoo:nlp/masked_language_modeling/bert-base/pytorch/huggingface/wikipedia_bookcorpus/12layer_pruned80_quant-none-vnni"
+NOTHING = "zoo:nlp/token_classification/obert-base/pytorch/huggingface/conll2003/distilled-none"
 WORDS = "zoo:nlp/token_classification/obert-base/pytorch/huggingface/conll2003/pruned90_quant-none"
 SHORT = "zoo:obert-base-squad_wikipedia_bookcorpus-pruned90_quantized"
 # As they will be called when every task has its recipes.
@@ -397,8 +398,12 @@ def test_an_option_whose_stub_stands_for_nothing_is_named(command: dict[str, str
 
 def test_a_recipe_is_read_by_its_stub() -> None:
     assert read(STUDENT).where == read("question_answering/pruned_quant").where
-    with pytest.raises(RecipeError, match="there is no token_classification/"):
-        read(WORDS)
+    assert read(WORDS).where == read("token_classification/pruned_quant").where
+    assert read(WORDS.replace("token_classification", "sentiment_analysis").replace("conll2003", "sst2")).where == (
+        read("text_classification/pruned_quant").where
+    )
+    with pytest.raises(RecipeError, match="nothing else is known to stand for this recipe"):
+        read(NOTHING)
 
 
 def test_a_model_is_opened_by_its_stub(tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +447,7 @@ def test_a_stub_is_added_listed_and_resolved(tmp_path: Path, capsys: pytest.Capt
         ([], "zoo: what? `sparse_accel zoo list|resolve|add`"),
         ([TEACHER], "`sparse_accel zoo resolve zoo:nlp/"),
         (["resove", TEACHER], "'resove': no such action; did you mean 'resolve'"),
-        (["resolve", WORDS], "SparseZoo's service has ended"),
+        (["resolve", NOTHING], "SparseZoo's service has ended"),
         (["resolve", TEACHER, "--kind", "modell"], "--kind: 'modell' is not offered"),
         (["add", WORDS, "--model", "x"], "to which catalogue? pass --zoo FILE.yaml"),
         (["add", WORDS, "--zoo", "x.yaml"], "pass --model FOLDER, --recipe FILE or both"),
@@ -511,7 +516,9 @@ def test_the_documentations_commands_run_and_its_catalogue_is_one(
     monkeypatch.delenv("HF_HUB_OFFLINE")
     a_model(tmp_path / "MODEL_DIR")
     (tmp_path / "recipe.yaml").touch()
-    for command in [line for block in _fenced("bash") for line in block.splitlines()]:
+    commands = [line for block in _fenced("bash") for line in block.splitlines() if line.startswith("sparse_accel zoo")]
+    assert len(commands) == 4
+    for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
     assert "question_answering/dense" in capsys.readouterr().out
     (shown,) = _fenced("yaml")
