@@ -98,6 +98,15 @@ def evaluate_command(
     max_answer_length: Annotated[
         int | None, typer.Option("--max_answer_length", help="Tokens of the longest answer.", show_default=False)
     ] = None,
+    question_column: Annotated[
+        str | None, typer.Option("--question_column", help="Column with the questions.", show_default=False)
+    ] = None,
+    context_column: Annotated[
+        str | None, typer.Option("--context_column", help="Column with the passages.", show_default=False)
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option("--answer_column", help="Column with the answers.", show_default=False)
+    ] = None,
     task_name: Annotated[
         str | None,
         typer.Option("--task_name", help="The task of GLUE, or of the tags. Left out: training's.", show_default=False),
@@ -157,6 +166,9 @@ def evaluate_command(
         # The flag can only say yes; without it, the folder knows.
         version_2_with_negative=version_2_with_negative or None,
         null_score_diff_threshold=null_score_diff_threshold,
+        question_column=question_column,
+        context_column=context_column,
+        answer_column=answer_column,
         task_name=task_name,
         input_column_names=input_column_names,
         text_column_name=text_column_name,

@@ -337,6 +337,18 @@ class TrainOptions:
     )
 
     # ---- questions and answers
+    question_column: str | None = _option(
+        "The column with the questions. Left out: question, else the first.", GROUP_ANSWERS, None, tasks=(QA,)
+    )
+    context_column: str | None = _option(
+        "The column with the passages. Left out: context, else the second.", GROUP_ANSWERS, None, tasks=(QA,)
+    )
+    answer_column: str | None = _option(
+        "The column with the answers, each a text and its place. Left out: answers, else the third.",
+        GROUP_ANSWERS,
+        None,
+        tasks=(QA,),
+    )
     doc_stride: int = _option(
         "Tokens that neighbouring windows of a long passage share.", GROUP_ANSWERS, 128, minimum=0, tasks=(QA,)
     )

@@ -40,6 +40,9 @@ class ScoreOptions:
     max_answer_length: int | None = None
     version_2_with_negative: bool | None = None
     null_score_diff_threshold: float | None = None
+    question_column: str | None = None
+    context_column: str | None = None
+    answer_column: str | None = None
     task_name: str | None = None
     input_column_names: str | None = None
     text_column_name: str | None = None
@@ -104,6 +107,7 @@ def open_to_score(
 _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), (TASK,)),
     **dict.fromkeys(("version_2_with_negative", "null_score_diff_threshold"), (TASK,)),
+    **dict.fromkeys(("question_column", "context_column", "answer_column"), (TASK,)),
     "task_name": ("text_classification", "token_classification"),
     "input_column_names": ("text_classification",),
     "text_column_name": ("token_classification", "masked_language_modeling"),

@@ -37,6 +37,9 @@ class DataSettings:
     line_by_line: bool = False
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
+    question_column: str | None = None
+    context_column: str | None = None
+    answer_column: str | None = None
     version_2_with_negative: bool = False
     null_score_diff_threshold: float = 0.0
     doc_stride: int = 128

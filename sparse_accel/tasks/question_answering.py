@@ -21,7 +21,7 @@ from sparse_accel.tasks.qa_windows import Question, WindowSpec, cut_windows, win
 from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.squad_metrics import Reference, squad_v1, squad_v2
-from sparse_accel.tasks.squad_rows import Example, check_rows
+from sparse_accel.tasks.squad_rows import Example, check_rows, under_usual_names
 
 # Tokens of a window where nobody says how many.
 _DEFAULT_LENGTH: Final = 384
@@ -145,6 +145,11 @@ class _Loader:
         """One split; `max_samples` limits the examples, and then the features that they gave."""
         rows, source = self._reader.rows(name)
         bad = BadRows(self.options.on_bad_rows)
+        options = self.options
+        named = {"question": options.question_column, "context": options.context_column}
+        # Test data may well lack the answers that training data have.
+        named |= {"answers": options.answer_column} if name != "test" else {}
+        rows = under_usual_names(rows, named)
         examples, notes = check_rows(rows, bad, answers=self._answers_wanted(name))
         self.notes.extend(notes)
         examples = examples[:max_samples]

@@ -69,6 +69,29 @@ def check_rows(rows: Sequence[Row], bad: BadRows, *, answers: str) -> tuple[list
     return examples, notes
 
 
+def under_usual_names(rows: Sequence[Row], named: Mapping[str, str | None]) -> list[Row]:
+    """The rows with what a person calls otherwise (usual name -> their name, None for no other) under the usual name too.
+
+    Raises DataError, with the nearest names, where no row has a column that was named.
+    """
+    others = {usual: name for usual, name in named.items() if name is not None}
+    for option, name in ((f"--{usual.removesuffix('s')}_column", name) for usual, name in others.items()):
+        if not any(name in row.values for row in rows):
+            raise DataError(
+                f"{rows[0].where}: there is no column {name!r} ({option}){suggestion(name, rows[0].values)}"
+            )
+    if not others:
+        return list(rows)
+    return [
+        Row(
+            row.where,
+            {**row.values, **{usual: row.values[name] for usual, name in others.items() if name in row.values}},
+            row.problem,
+        )
+        for row in rows
+    ]
+
+
 def _typical(rows: Sequence[Row]) -> Row:
     """The first row that has the usual columns, else the first that has any: the others are measured by it."""
     whole = [row for row in rows if row.problem is None]

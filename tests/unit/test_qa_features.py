@@ -499,3 +499,34 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(
     data = load(replace(options, cache_dir=str(tmp_path / "in_the_way")), tokenizers["bert"])
     assert "the features are not cached" in data.notes[0]
     assert data.train is not None
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    rows = tiny_rows(8)
+    renamed = [
+        {
+            "id": row["id"],
+            "answers": "not these",
+            "frage": row["question"],
+            "text": row["context"],
+            "antwort": row["answers"],
+        }
+        for row in rows
+    ]
+    (tmp_path / "usual.json").write_text(json.dumps({"data": rows}))
+    (tmp_path / "own.json").write_text(json.dumps({"data": renamed}))
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    usual = TinyDataOptions(train_file=str(tmp_path / "usual.json"), cache_dir=str(tmp_path / "cache"), do_train=True)
+    own = replace(
+        usual,
+        train_file=str(tmp_path / "own.json"),
+        question_column="frage",
+        context_column="text",
+        answer_column="antwort",
+    )
+    expected, found = (resolve_task("qa").load(options, tokenizer) for options in (usual, own))
+    assert expected.train is not None and found.train is not None and found.notes == []
+    assert np.array_equal(expected.train.tokens["input_ids"], found.train.tokens["input_ids"])
+    assert np.array_equal(expected.train.labels["start_positions"], found.train.labels["start_positions"])
+    with pytest.raises(DataError, match=r"there is no column 'frags' \(--question_column\); did you mean 'frage'"):
+        resolve_task("qa").load(replace(own, question_column="frags"), tokenizer)
