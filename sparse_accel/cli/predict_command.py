@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sparse_accel.cli import json_lines
 from sparse_accel.cli.predict_masked import fill_masks, texts_of_file
 from sparse_accel.cli.stubs import ZooOption, model_folder
 from sparse_accel.errors import DataError, OptionError, OutputError, suggestion
@@ -428,42 +429,22 @@ def _rows_of_file(file: str, on_bad_rows: str) -> list[_Asked]:
 
 def _from_lines(stream: IO[bytes], on_bad_rows: str) -> Iterator[_Asked]:
     """Questions line by line, none read before it is asked for."""
-    found = False
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        found = True
-        where = f"standard input:{number}"
-        try:
-            yield _from_line(line, number, where)
-        except DataError as error:
-            _refuse(str(error), on_bad_rows)
-    if not found:
-        raise DataError('standard input holds no line; expected JSON lines with "question" and "context"')
+    return json_lines.from_lines(
+        stream, "'question' and 'context'", _from_object, lambda message: _refuse(message, on_bad_rows)
+    )
 
 
-def _from_line(line: bytes, number: int, where: str) -> _Asked:
+def _from_object(row: Mapping[str, Any], number: int, where: str) -> _Asked:
     from sparse_accel.serving.predicting import problem_of
-    from sparse_accel.tasks.reading import kind_of
 
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 (byte {line[error.start]:#04x})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: should be an object with 'question' and 'context', it is {kind_of(row)}")
     for name in ("question", "context"):
         if name not in row:
             raise DataError(f"{where}: has no {name!r}{suggestion(name, row)}")
-    given = row.get("id")
-    if isinstance(given, bool) or not isinstance(given, str | int | None):
-        raise DataError(f"{where}: the id should be text or a whole number, it is {kind_of(given)}")
+    name = json_lines.id_of(row, number, where)
     problem = problem_of(row["question"], row["context"])
     if problem is not None:
         raise DataError(f"{where}: {problem}")
-    return _Asked(f"row-{number}" if given in (None, "") else str(given), row["question"], row["context"], where)
+    return _Asked(name, row["question"], row["context"], where)
 
 
 def _refuse(message: str, on_bad_rows: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from sparse_accel.cli import json_lines
 from sparse_accel.errors import DataError, OptionError, suggestion
 
 if TYPE_CHECKING:
@@ -77,37 +78,26 @@ def from_file(
         example = text_example(row, columns)
         if isinstance(example, str):
             refuse(f"{row.where}: {example}")
-        else:
-            yield Asked(_id(row.values, number), example.first, example.second, row.where)
+            continue
+        try:
+            yield Asked(json_lines.id_of(row.values, number, row.where), example.first, example.second, row.where)
+        except DataError as error:
+            refuse(str(error))
 
 
 def from_lines(stream: IO[bytes], named: tuple[str, ...] | None, refuse: Callable[[str], None]) -> Iterator[Asked]:
     """JSON objects line by line, none read before it is asked for."""
-    found = False
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        found = True
-        try:
-            yield _from_line(line, number, named, f"standard input:{number}")
-        except DataError as error:
-            refuse(str(error))
-    if not found:
-        raise DataError('standard input holds no line; expected JSON lines with "text" (and "text_pair")')
+
+    def asked(row: Mapping[str, Any], number: int, where: str) -> Asked:
+        return _asked(row, number, named, where)
+
+    return json_lines.from_lines(stream, "'text' (and 'text_pair')", asked, refuse)
 
 
-def _from_line(line: bytes, number: int, named: tuple[str, ...] | None, where: str) -> Asked:
-    from sparse_accel.tasks.reading import Row, kind_of
+def _asked(row: Mapping[str, Any], number: int, named: tuple[str, ...] | None, where: str) -> Asked:
+    from sparse_accel.tasks.reading import Row
     from sparse_accel.tasks.text_rows import TextColumns, text_columns, text_example
 
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 (byte {line[error.start]:#04x})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: should be an object with 'text', it is {kind_of(row)}")
     if "text" in row:
         columns = TextColumns(("text", "text_pair") if row.get("text_pair") is not None else ("text",), None)
     else:
@@ -119,12 +109,7 @@ def _from_line(line: bytes, number: int, named: tuple[str, ...] | None, where: s
     example = text_example(Row(where, row), columns)
     if isinstance(example, str):
         raise DataError(f"{where}: {example}")
-    return Asked(_id(row, number), example.first, example.second, where)
-
-
-def _id(row: Any, number: int) -> str:
-    given = row.get("id")
-    return f"row-{number}" if given in (None, "") or not isinstance(given, str | int) else str(given)
+    return Asked(json_lines.id_of(row, number, where), example.first, example.second, where)
 
 
 def classified(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from sparse_accel.cli import json_lines
 from sparse_accel.errors import DataError, OptionError, suggestion
 
 if TYPE_CHECKING:
@@ -50,31 +51,7 @@ def from_file(file: str, refuse: Callable[[str], None]) -> Iterator[Asked]:
 
 def from_lines(stream: IO[bytes], refuse: Callable[[str], None]) -> Iterator[Asked]:
     """JSON objects line by line, none read before it is asked for."""
-    found = False
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        found = True
-        try:
-            yield _from_line(line, number, f"standard input:{number}")
-        except DataError as error:
-            refuse(str(error))
-    if not found:
-        raise DataError('standard input holds no line; expected JSON lines with "text" or "tokens"')
-
-
-def _from_line(line: bytes, number: int, where: str) -> Asked:
-    from sparse_accel.tasks.reading import kind_of
-
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 (byte {line[error.start]:#04x})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: should be an object with 'text' or 'tokens', it is {kind_of(row)}")
-    return _asked(row, number, where)
+    return json_lines.from_lines(stream, "'text' or 'tokens'", _asked, refuse)
 
 
 def _asked(row: Any, number: int, where: str) -> Asked:
@@ -92,10 +69,7 @@ def _asked(row: Any, number: int, where: str) -> Asked:
     if not isinstance(value, str if column == "text" else list):
         kind = "text" if column == "text" else "a list of words"
         raise DataError(f"{where}: {column!r} should be {kind}, it is {kind_of(value)}")
-    given = row.get("id")
-    if isinstance(given, bool) or not isinstance(given, str | int | None):
-        raise DataError(f"{where}: the id should be text or a whole number, it is {kind_of(given)}")
-    return Asked(f"row-{number}" if given in (None, "") else str(given), value, where)
+    return Asked(json_lines.id_of(row, number, where), value, where)
 
 
 def tagged(

@@ -11,9 +11,8 @@ from typing import Any, Final, overload
 
 import numpy as np
 
-from sparse_accel.errors import DataError, ModelError, OptionError, suggestion
-from sparse_accel.serving.deployment import open_deployment
-from sparse_accel.serving.predicting import check_batch_size, check_engine, padded_batch
+from sparse_accel.errors import DataError, OptionError, suggestion
+from sparse_accel.serving.predicting import open_to_predict, padded_batch
 from sparse_accel.tasks.mlm_features import TextEncoder, text_spec
 from sparse_accel.tasks.reading import kind_of
 
@@ -56,14 +55,10 @@ class MaskFiller:
         batch_size: int = 8,
         max_seq_length: int | None = None,
     ) -> None:
-        check_batch_size(batch_size, "--batch_size")
-        opened = open_deployment(folder, engine, threads)
-        if opened.deployment.task != TASK:
-            raise ModelError(f"{folder}: is a model for {opened.deployment.task}, and only {TASK} fills gaps")
-        check_engine(opened, OUTPUTS)
-        self.deployment = opened.deployment.with_facts(max_seq_length=max_seq_length)
-        self.engine = opened.engine
-        self.notes = opened.notes
+        opened = open_to_predict(
+            folder, engine, threads, batch_size, TASK, "fills gaps", OUTPUTS, max_seq_length=max_seq_length
+        )
+        self.deployment, self.engine, self.notes = opened.deployment, opened.engine, opened.notes
         self.batch_size = batch_size
         tokenizer = self.deployment.tokenizer
         # A text that is too long is refused rather than cut, so its tokens are counted first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, overload
@@ -71,17 +71,20 @@ class Predictor:
         doc_stride: int | None = None,
         max_answer_length: int | None = None,
     ) -> None:
-        check_batch_size(batch_size, "--batch_size")
-        opened = open_deployment(folder, engine, threads)
-        if opened.deployment.task != TASK:
-            raise ModelError(f"{folder}: is a model for {opened.deployment.task}, and only {TASK} answers questions")
-        self.deployment = opened.deployment.with_facts(
-            max_seq_length=max_seq_length, doc_stride=doc_stride, max_answer_length=max_answer_length
+        opened = open_to_predict(
+            folder,
+            engine,
+            threads,
+            batch_size,
+            TASK,
+            "answers questions",
+            OUTPUTS,
+            max_seq_length=max_seq_length,
+            doc_stride=doc_stride,
+            max_answer_length=max_answer_length,
         )
-        self.engine = opened.engine
-        self.notes = opened.notes
+        self.deployment, self.engine, self.notes = opened.deployment, opened.engine, opened.notes
         self.batch_size = batch_size
-        check_engine(opened, OUTPUTS)
         facts, tokenizer = self.deployment.facts, self.deployment.tokenizer
         spec = window_spec(tokenizer, max_length=facts.max_seq_length, stride=facts.doc_stride, labels=False)
         try:
@@ -192,6 +195,26 @@ def _chosen(candidates: Sequence[Candidate], prediction: str, n_best: int) -> An
 
 
 # --- running a model over features ------------------------------------------------------------------------------------
+
+
+def open_to_predict(
+    folder: str | Path,
+    engine: str | None,
+    threads: int | None,
+    batch_size: int,
+    task: str,
+    does: str,
+    outputs: Sequence[str],
+    **facts: int | None,
+) -> Opened:
+    """Open a folder that must be for `task`, which alone `does` what is asked, with the facts that are not None. Raises
+    ModelError and OptionError."""
+    check_batch_size(batch_size, "--batch_size")
+    opened = open_deployment(folder, engine, threads)
+    if opened.deployment.task != task:
+        raise ModelError(f"{folder}: is a model for {opened.deployment.task}, and only {task} {does}")
+    check_engine(opened, outputs)
+    return replace(opened, deployment=opened.deployment.with_facts(**facts))
 
 
 def check_batch_size(batch_size: int, option: str) -> None:

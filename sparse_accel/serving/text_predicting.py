@@ -11,8 +11,7 @@ from typing import Any, Final, overload
 import numpy as np
 
 from sparse_accel.errors import DataError, ModelError
-from sparse_accel.serving.deployment import open_deployment
-from sparse_accel.serving.predicting import check_batch_size, check_engine, padded_batch
+from sparse_accel.serving.predicting import open_to_predict, padded_batch
 from sparse_accel.tasks.features import length_sorted_batches
 from sparse_accel.tasks.glue import GLUE
 from sparse_accel.tasks.text_features import Encoder, Texts, text_spec
@@ -64,15 +63,11 @@ class TextPredictor:
         batch_size: int = 8,
         max_seq_length: int | None = None,
     ) -> None:
-        check_batch_size(batch_size, "--batch_size")
-        opened = open_deployment(folder, engine, threads)
-        if opened.deployment.task != TASK:
-            raise ModelError(f"{folder}: is a model for {opened.deployment.task}, and only {TASK} classifies texts")
-        self.deployment = opened.deployment.with_facts(max_seq_length=max_seq_length)
-        self.engine = opened.engine
-        self.notes = opened.notes
+        opened = open_to_predict(
+            folder, engine, threads, batch_size, TASK, "classifies texts", OUTPUTS, max_seq_length=max_seq_length
+        )
+        self.deployment, self.engine, self.notes = opened.deployment, opened.engine, opened.notes
         self.batch_size = batch_size
-        check_engine(opened, OUTPUTS)
         spec = text_spec(self.deployment.tokenizer, self.deployment.facts.max_seq_length)
         try:
             self._encode = Encoder(spec)

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from sparse_accel.errors import DataError, ModelError
-from sparse_accel.serving.deployment import open_deployment
-from sparse_accel.serving.predicting import check_batch_size, check_engine, run_features
+from sparse_accel.errors import DataError
+from sparse_accel.serving.predicting import open_to_predict, run_features
 from sparse_accel.tasks.entity_metrics import Entity, find_entities
 from sparse_accel.tasks.reading import kind_of
 from sparse_accel.tasks.tag_schemes import Scheme, find_scheme, iobes
@@ -65,15 +64,11 @@ class TokenPredictor:
         batch_size: int = 8,
         max_seq_length: int | None = None,
     ) -> None:
-        check_batch_size(batch_size, "--batch_size")
-        opened = open_deployment(folder, engine, threads)
-        if opened.deployment.task != TASK:
-            raise ModelError(f"{folder}: is a model for {opened.deployment.task}, and only {TASK} labels words")
-        self.deployment = opened.deployment.with_facts(max_seq_length=max_seq_length)
-        self.engine = opened.engine
-        self.notes = opened.notes
+        opened = open_to_predict(
+            folder, engine, threads, batch_size, TASK, "labels words", OUTPUTS, max_seq_length=max_seq_length
+        )
+        self.deployment, self.engine, self.notes = opened.deployment, opened.engine, opened.notes
         self.batch_size = batch_size
-        check_engine(opened, OUTPUTS)
         self._spec = piece_spec(self.deployment.tokenizer, max_length=self.deployment.facts.max_seq_length, labels=())
 
     def __call__(self, text: str | Sequence[str]) -> Tagging | list[Tagging]:
