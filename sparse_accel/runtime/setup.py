@@ -412,13 +412,15 @@ def loads_on_first_rank() -> bool:
     )
 
 
-def give_memory(model: nn.Module) -> None:
+def give_memory(model: Any) -> None:
     """Zeros for parameters that have no memory: transformers leaves a new head so where only the first rank of a node reads
     weights. It draws the head's numbers, and sends them when the model is sharded."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 module.register_parameter(name, nn.Parameter(torch.zeros_like(parameter, device="cpu")))
+    # What was one parameter under two names, as the bias of a head for masked words, is so again.
+    model.tie_weights()
 
 
 def plan_compression(recipe: Recipe, model: Any) -> CompressionPlan:

@@ -51,7 +51,7 @@ class Fsdp2Backend:
             # accelerate leaves this to the policy that is switched off above.
             with_autocast: Any = self.accelerator.autocast()
             model.forward = convert_outputs_to_fp32(with_autocast(model.forward))
-        with _buffers_left_out(model):
+        with _buffers_left_out(model), _head_in_root_group(model):
             prepared, prepared_optimizer = self.accelerator.prepare(model, optimizer)
         # Buffers alone: parameters are where they belong, which is the CPU where they are offloaded.
         for part in prepared.modules():
@@ -115,6 +115,26 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return value.to(like.device).clone()
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@contextmanager
+def _head_in_root_group(model: Any) -> Iterator[None]:
+    """Within, a head that shares its matrix with the embeddings is not put into a group of its own, with them: the head of BERT's
+    kind shares its bias with the module around it as well, which would then stand in two groups, and torch refuses that."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = outputs is not None and getattr(inputs, "weight", None) is getattr(outputs, "weight", inputs)
+    names = ("get_input_embeddings", "get_output_embeddings") if is_tied else ()
+    for name in names:
+        model.__dict__[name] = _nothing
+    try:
+        yield
+    finally:
+        for name in names:
+            del model.__dict__[name]
+
+
+def _nothing() -> None:
+    """No embeddings."""
 
 
 @contextmanager
