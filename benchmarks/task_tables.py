@@ -108,7 +108,7 @@ CASES = (
     Case("squad_v2", train="squad_v2/train-flat.json", validation="squad_v2/dev-flat.json", metric="f1",
          flags=(*_WINDOWS, "--version_2_with_negative"), examples=(500, 500), **_QA),
     Case("squadshifts amazon", train="squadshifts/squadshifts-train.json", validation="squadshifts/squadshifts-val.json",
-         metric="f1", flags=_WINDOWS, examples=(500, 500), **_QA),
+         metric="f1", flags=_WINDOWS, examples=(300, 300), **_QA),
     Case("xquad ar", train="", validation="xquad/ar-flat.json", metric="f1", flags=_WINDOWS, models_of="squadshifts amazon", **_QA),
     Case("xquad zh", train="", validation="xquad/zh-flat.json", metric="f1", flags=_WINDOWS, models_of="squadshifts amazon", **_QA),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models that classify a sequence by its first token, on packed batches: the first token of each sequence, not of the batch."""
+"""Models that classify a sequence by its first token, on packed batches: each sequence's own, not the batch's."""
 
 from __future__ import annotations
 
