@@ -19,13 +19,15 @@ def balanced_steps(
     """The features of `order`, a multiple of `step_size`, as steps `[steps, step_size]` of nearly equal numbers of tokens.
 
     `lengths` int64 [N] is by feature. Within each window the longest features are dealt to the steps first, each next
-    round's longest to the step that has least so far; then the steps of a window are shuffled.
+    round's longest to the step that has least so far; then the steps of a window are shuffled. `order` decides which
+    features share a window and, of those of one length, which comes first: so that other orders give other steps, a
+    window has half of them at most.
     """
-    window = max(1, _WINDOW // step_size) * step_size
-    steps = [
-        generator.permutation(split_evenly(lengths, part[None], len(part) // step_size)[0])
-        for part in (order[at : at + window] for at in range(0, len(order), window))
-    ]
+    window = max(1, min(_WINDOW, len(order) // 2) // step_size) * step_size
+    steps = []
+    for part in (order[at : at + window] for at in range(0, len(order), window)):
+        places = split_evenly(lengths[part], np.arange(len(part))[None], len(part) // step_size)[0]
+        steps.append(generator.permutation(part[places]))
     return np.concatenate(steps) if steps else order.reshape(0, step_size)
 
 

@@ -103,6 +103,18 @@ def test_balanced_batches_have_equally_many_features_and_tokens(micro: int, accu
     assert (tokens.max(1) / tokens.mean(1)).mean() < 1.02  # what the slowest rank makes the others wait
 
 
+@pytest.mark.parametrize("count", [320, 2208])
+def test_balanced_steps_are_others_in_another_epoch_and_with_another_seed(count: int) -> None:
+    """Also where no feature is left over, and where no two are equally long."""
+    for lengths in (squad_like_lengths(count), np.arange(count) + 5):
+
+        def steps(epoch: int, seed: int, lengths: np.ndarray = lengths) -> set[frozenset[int]]:
+            sampler = StepSampler(count, 16, 1, seed, grouping="tokens", lengths=lengths)
+            return {frozenset(step) for step in sampler.order(epoch).reshape(-1, 16).tolist()}
+
+        assert len(steps(0, 3) & steps(1, 3)) + len(steps(0, 3) & steps(0, 4)) == 0
+
+
 def test_balanced_batches_of_one_feature_are_what_they_can_be() -> None:
     sampler = StepSampler(10, 1, 1, 3, grouping="tokens", lengths=squad_like_lengths(10))
     assert sorted(sampler.order(0)) == list(range(10))
