@@ -53,6 +53,7 @@ class TokenClassification:
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """See `Task.load`."""
         check_data_options(options)
