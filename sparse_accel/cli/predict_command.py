@@ -303,13 +303,6 @@ def _label_words(
         _refuse(message, on_bad_rows)
 
     source = predict_tokens.source_of(texts, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
-    if source == "file":
-        assert file is not None
-        asked = predict_tokens.from_file(file, refuse)
-    elif source == "arguments":
-        asked = iter(predict_tokens.from_arguments(texts))
-    else:
-        asked = predict_tokens.from_lines(sys.stdin.buffer, refuse)
     predictor = TokenPredictor(
         folder,
         settings.engine,
@@ -317,6 +310,14 @@ def _label_words(
         batch_size=settings.batch_size,
         max_seq_length=settings.max_seq_length,
     )
+    named = predictor.deployment.facts.settings.get("text_column_name")
+    if source == "file":
+        assert file is not None
+        asked = predict_tokens.from_file(file, named, refuse)
+    elif source == "arguments":
+        asked = iter(predict_tokens.from_arguments(texts))
+    else:
+        asked = predict_tokens.from_lines(sys.stdin.buffer, named, refuse)
     for note in predictor.notes:
         _say(f"note: {note}")
     with _opened(output) as stream:
