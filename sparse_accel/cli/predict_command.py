@@ -266,17 +266,18 @@ def _classify(
     )
     trained_with = predictor.deployment.facts.settings
     named = named_columns(input_column_names or trained_with.get("input_column_names"))
+    label = trained_with.get("label_column_name") or "label"
     if source == "file":
         assert file is not None
         asked = predict_texts.from_file(
-            file, named, trained_with.get("task_name"), refuse, lambda note: _say(f"note: {note}")
+            file, named, label, trained_with.get("task_name"), refuse, lambda note: _say(f"note: {note}")
         )
     elif source == "arguments":
         if input_column_names is not None:
             raise OptionError("--input_column_names names columns of --file or of JSON lines, and --text has none")
         asked = iter(predict_texts.from_arguments(texts, pairs))
     else:
-        asked = predict_texts.from_lines(sys.stdin.buffer, named, refuse)
+        asked = predict_texts.from_lines(sys.stdin.buffer, named, label, refuse)
     for note in predictor.notes:
         _say(f"note: {note}")
     with _opened(output) as stream:
@@ -302,13 +303,6 @@ def _label_words(
         _refuse(message, on_bad_rows)
 
     source = predict_tokens.source_of(texts, file, has_input=not (sys.stdin is None or sys.stdin.isatty()))
-    if source == "file":
-        assert file is not None
-        asked = predict_tokens.from_file(file, refuse)
-    elif source == "arguments":
-        asked = iter(predict_tokens.from_arguments(texts))
-    else:
-        asked = predict_tokens.from_lines(sys.stdin.buffer, refuse)
     predictor = TokenPredictor(
         folder,
         settings.engine,
@@ -316,6 +310,14 @@ def _label_words(
         batch_size=settings.batch_size,
         max_seq_length=settings.max_seq_length,
     )
+    named = predictor.deployment.facts.settings.get("text_column_name")
+    if source == "file":
+        assert file is not None
+        asked = predict_tokens.from_file(file, named, refuse)
+    elif source == "arguments":
+        asked = iter(predict_tokens.from_arguments(texts))
+    else:
+        asked = predict_tokens.from_lines(sys.stdin.buffer, named, refuse)
     for note in predictor.notes:
         _say(f"note: {note}")
     with _opened(output) as stream:

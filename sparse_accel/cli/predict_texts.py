@@ -59,19 +59,21 @@ def from_arguments(texts: Sequence[str], pairs: Sequence[str]) -> list[Asked]:
 def from_file(
     file: str,
     named: tuple[str, ...] | None,
+    label: str,
     task_name: str | None,
     refuse: Callable[[str], None],
     note: Callable[[str], None],
 ) -> Iterator[Asked]:
-    """The rows of a file, with texts in the columns of training (`named`, or those of the GLUE task, or the usual ones); `refuse`
-    gets those that are none. Raises DataError for a file that cannot be read or lacks the columns."""
-    from sparse_accel.tasks.glue import GLUE, read_glue_file
+    """The rows of a file, with texts in the columns of training (`named`, or those of the GLUE task, or the usual ones; never
+    `label`, the column of labels); `refuse` gets those that are none. Raises DataError for a file that cannot be read or lacks
+    the columns."""
+    from sparse_accel.tasks.glue import glue_task, read_glue_file
     from sparse_accel.tasks.reading import read_file
     from sparse_accel.tasks.text_rows import text_columns, text_example
 
-    glue = GLUE.get(str(task_name))
+    glue = glue_task(task_name) if task_name is not None else None
     rows = (read_glue_file(file, glue) if glue is not None else None) or read_file(file)
-    columns, notes = text_columns(rows, named, "label", glue, labelled=False)
+    columns, notes = text_columns(rows, named, label, glue, labelled=False)
     for text in notes:
         note(text)
     for number, row in enumerate(rows, start=1):
@@ -85,16 +87,18 @@ def from_file(
             refuse(str(error))
 
 
-def from_lines(stream: IO[bytes], named: tuple[str, ...] | None, refuse: Callable[[str], None]) -> Iterator[Asked]:
-    """JSON objects line by line, none read before it is asked for."""
+def from_lines(
+    stream: IO[bytes], named: tuple[str, ...] | None, label: str, refuse: Callable[[str], None]
+) -> Iterator[Asked]:
+    """JSON objects line by line, none read before it is asked for; columns as `from_file` takes them."""
 
     def asked(row: Mapping[str, Any], number: int, where: str) -> Asked:
-        return _asked(row, number, named, where)
+        return _asked(row, number, named, label, where)
 
     return json_lines.from_lines(stream, "'text' (and 'text_pair')", asked, refuse)
 
 
-def _asked(row: Mapping[str, Any], number: int, named: tuple[str, ...] | None, where: str) -> Asked:
+def _asked(row: Mapping[str, Any], number: int, named: tuple[str, ...] | None, label: str, where: str) -> Asked:
     from sparse_accel.tasks.reading import Row
     from sparse_accel.tasks.text_rows import TextColumns, text_columns, text_example
 
@@ -103,7 +107,7 @@ def _asked(row: Mapping[str, Any], number: int, named: tuple[str, ...] | None, w
     else:
         names = named if named is not None and set(named) <= row.keys() else None
         try:
-            columns, _ = text_columns([Row(where, row)], names, "label", None, labelled=False)
+            columns, _ = text_columns([Row(where, row)], names, label, None, labelled=False)
         except DataError:
             raise DataError(f"{where}: has no 'text'{suggestion('text', row)}") from None
     example = text_example(Row(where, row), columns)

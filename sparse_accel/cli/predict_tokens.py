@@ -31,9 +31,9 @@ def from_arguments(texts: Sequence[str]) -> list[Asked]:
     return [Asked(f"row-{number}", text, f"--text (number {number})") for number, text in enumerate(texts, start=1)]
 
 
-def from_file(file: str, refuse: Callable[[str], None]) -> Iterator[Asked]:
-    """The rows of a file: `tokens` (a list of words) or `text`; of a CoNLL file, the words. `refuse` gets those that are
-    none. Raises DataError for a file that cannot be read."""
+def from_file(file: str, named: str | None, refuse: Callable[[str], None]) -> Iterator[Asked]:
+    """The rows of a file: training's column of words (`named`), else `tokens` (a list of words) or `text`; of a CoNLL file,
+    the words. `refuse` gets those that are none. Raises DataError for a file that cannot be read."""
     import functools
 
     from sparse_accel.tasks.conll import SUFFIXES, read_conll
@@ -44,30 +44,33 @@ def from_file(file: str, refuse: Callable[[str], None]) -> Iterator[Asked]:
         try:
             if row.problem is not None:
                 raise DataError(f"{row.where}: {row.problem}")
-            yield _asked(row.values, number, row.where)
+            yield _asked(row.values, number, row.where, named)
         except DataError as error:
             refuse(str(error))
 
 
-def from_lines(stream: IO[bytes], refuse: Callable[[str], None]) -> Iterator[Asked]:
-    """JSON objects line by line, none read before it is asked for."""
-    return json_lines.from_lines(stream, "'text' or 'tokens'", _asked, refuse)
+def from_lines(stream: IO[bytes], named: str | None, refuse: Callable[[str], None]) -> Iterator[Asked]:
+    """JSON objects line by line, none read before it is asked for; columns as `from_file` takes them."""
+    import functools
+
+    return json_lines.from_lines(stream, "'text' or 'tokens'", functools.partial(_asked, named=named), refuse)
 
 
-def _asked(row: Any, number: int, where: str) -> Asked:
+def _asked(row: Any, number: int, where: str, named: str | None) -> Asked:
     from sparse_accel.tasks.reading import kind_of
 
-    column = next((name for name in COLUMNS if name in row), None)
+    column = next((name for name in (named, *COLUMNS) if name in row), None)
     if column is None:
         raise DataError(f"{where}: has neither 'tokens' nor 'text'{suggestion('tokens', row)}")
     value = row[column]
-    if column == "tokens" and isinstance(value, str):  # a cell of a table
+    is_text = column == "text" and column != named
+    if not is_text and isinstance(value, str):  # a cell of a table
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise DataError(f"{where}: 'tokens' should be a list of words, it is text that is not JSON") from error
-    if not isinstance(value, str if column == "text" else list):
-        kind = "text" if column == "text" else "a list of words"
+            raise DataError(f"{where}: {column!r} should be a list of words, it is text that is not JSON") from error
+    if not isinstance(value, str if is_text else list):
+        kind = "text" if is_text else "a list of words"
         raise DataError(f"{where}: {column!r} should be {kind}, it is {kind_of(value)}")
     return Asked(json_lines.id_of(row, number, where), value, where)
 

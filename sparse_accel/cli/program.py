@@ -30,6 +30,7 @@ from sparse_accel.runtime.launch import check_environment, check_installed, requ
 from sparse_accel.runtime.option_parsing import canonical, load_options
 from sparse_accel.runtime.options import (
     BOOLEAN_WORDS,
+    METRICS,
     MLM,
     QA,
     TEXT,
@@ -79,6 +80,8 @@ def _parameter(entry: Field[Any], task: str) -> inspect.Parameter:
     """A flag as typer wants it. Every value is text here: `load_options` converts and checks, for files of options
     too."""
     note = "".join(f" Also: --{alias}." for alias in entry.metadata["aliases"])
+    if entry.name == "metric_for_best_model":
+        note += f" One of: {', '.join(METRICS[task])}."
     default = default_of(entry, task)
     if default is MISSING:
         note += " [bold red]Required.[/bold red]"

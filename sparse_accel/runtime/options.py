@@ -191,7 +191,11 @@ class TrainOptions:
     # ---- data
     dataset_name: str | None = _option("Data set on the hub, instead of files.", GROUP_DATA, None)
     dataset_config_name: str | None = _option("Configuration of --dataset_name.", GROUP_DATA, None)
-    train_file: str | None = _option("Training data: .json, .jsonl, .csv, .tsv or .parquet.", GROUP_DATA, None)
+    train_file: str | None = _option(
+        "Training data: .json, .jsonl, .csv, .tsv or .parquet; also .conll to classify tokens, .txt for masked words.",
+        GROUP_DATA,
+        None,
+    )
     validation_file: str | None = _option("Validation data.", GROUP_DATA, None, shapes_weights=False)
     test_file: str | None = _option("Test data for --do_predict.", GROUP_DATA, None, shapes_weights=False)
     max_train_samples: int | None = _option("Use only the first N training samples.", GROUP_DATA, None, minimum=1)
@@ -530,14 +534,17 @@ class TrainOptions:
         "End with the best checkpoint rather than the last.", GROUP_SAVING, False, shapes_weights=False
     )
     metric_for_best_model: str | None = _option(
-        "Score by which the best checkpoint is chosen, with or without the prefix eval_: f1 (the default) or"
-        " exact_match.",
+        "Score by which the best checkpoint is chosen, with or without the prefix eval_; left out, the first that the data"
+        " has.",
         GROUP_SAVING,
         None,
         shapes_weights=False,
     )
     greater_is_better: bool | None = _option(
-        "Whether more of that score is better; True when left out.", GROUP_SAVING, None, shapes_weights=False
+        "Whether more of that score is better; left out: False of loss, perplexity and mse, else True.",
+        GROUP_SAVING,
+        None,
+        shapes_weights=False,
     )
     best_model_after_epoch: float | None = _option(
         "Only checkpoints after this epoch can be the best: the first ones of a recipe are not compressed yet.",

@@ -244,7 +244,11 @@ def read_data(options: TrainOptions, task: Any, tokenizer: Any) -> TaskData:
             config = load_config(options.config_name or options.model_name_or_path, options, "--model_name_or_path")
             outline = task.model_class.from_config(config)
     data: TaskData = task.load(
-        options, tokenizer, max_positions=max_positions(outline), model_labels=label_names(config)
+        options,
+        tokenizer,
+        max_positions=max_positions(outline),
+        model_labels=label_names(config),
+        model_problem_type=getattr(config, "problem_type", None),
     )
     return data
 

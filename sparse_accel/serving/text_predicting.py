@@ -13,7 +13,7 @@ import numpy as np
 from sparse_accel.errors import DataError, ModelError
 from sparse_accel.serving.predicting import open_to_predict, padded_batch
 from sparse_accel.tasks.features import length_sorted_batches
-from sparse_accel.tasks.glue import GLUE
+from sparse_accel.tasks.glue import glue_task
 from sparse_accel.tasks.text_features import Encoder, Texts, text_spec
 from sparse_accel.tasks.text_labels import PROBLEM_TYPES, LabelKind
 from sparse_accel.tasks.text_metrics import THRESHOLD, probabilities, softmax
@@ -134,7 +134,8 @@ class TextPredictor:
         """What the outputs are called: by the config, by GLUE if that was the data, else by transformers' stand-ins."""
         if self.deployment.labels is not None and len(self.deployment.labels) == num_outputs:
             return self.deployment.labels
-        task = GLUE.get(str(self.deployment.facts.settings.get("task_name")))
+        name = self.deployment.facts.settings.get("task_name")
+        task = glue_task(name) if name is not None else None
         if task is not None and len(task.labels) == num_outputs:
             return task.labels
         return [f"LABEL_{place}" for place in range(num_outputs)]

@@ -212,12 +212,14 @@ class Task(Protocol):
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """Read, check and tokenize what `do_train`, `do_eval` and `do_predict` ask for.
 
         `max_positions` is the longest sequence the model can take, None for no limit; `model_labels` are the names that the
-        model's config gives its labels, in their order, None where it gives none. Raises DataError for bad data,
-        ModelError for an unfit tokenizer and OptionError for options that cannot be met.
+        model's config gives its labels, in their order, None where it gives none; `model_problem_type` is what it says of
+        their kind, if anything (transformers' `problem_type`). Raises DataError for bad data, ModelError for an unfit
+        tokenizer and OptionError for options that cannot be met.
         """
         ...
 

@@ -58,6 +58,7 @@ class MaskedLanguageModeling:
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """See `Task.load`. With `--streaming` the training text is not read: `stream` says where it is."""
         check_data_options(options)

@@ -49,6 +49,7 @@ class QuestionAnswering:
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """See `Task.load`."""
         check_data_options(options, {"doc_stride": 0, "n_best_size": 1, "max_answer_length": 1})

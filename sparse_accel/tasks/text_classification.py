@@ -80,6 +80,7 @@ class TextClassification:
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """See `Task.load`."""
         glue = glue_task(options.task_name) if options.task_name is not None else None
@@ -88,7 +89,7 @@ class TextClassification:
         notes: list[str] = []
         max_length = longest_feature(options, tokenizer, max_positions, notes, default=_DEFAULT_LENGTH)
         spec = text_spec(tokenizer, max_length)
-        loader = _Loader(options, spec, notes, glue, model_labels)
+        loader = _Loader(options, spec, notes, glue, model_labels, model_problem_type)
         train = loader.split("train", options.max_train_samples) if options.do_train else None
         validation = loader.split("validation", options.max_eval_samples) if options.do_eval else None
         more_validation = loader.mismatched("validation", options.max_eval_samples) if options.do_eval else {}
@@ -236,12 +237,14 @@ class _Loader:
         notes: list[str],
         glue: GlueTask | None,
         model_labels: Sequence[str] | None,
+        model_problem_type: str | None,
     ) -> None:
         self.options = options
         self.spec = spec
         self.notes = notes
         self.glue = glue
         self.model_labels = model_labels
+        self.model_problem_type = model_problem_type
         self.named = named_columns(options.input_column_names)
         self.label_column = options.label_column_name or "label"
         self.labels: LabelSet | None = None
@@ -362,6 +365,8 @@ class _Loader:
         """The labels where no data has any."""
         if self.glue is not None:
             return glue_labels(self.glue, self.model_labels)
+        if self.model_problem_type == PROBLEM_TYPES["multi"]:
+            return LabelSet("multi", None if self.model_labels is None else tuple(self.model_labels))
         return model_label_set("classes", self.model_labels, source)
 
     def _features(self, texts: list[Texts]) -> Features:

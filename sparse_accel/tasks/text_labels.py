@@ -30,6 +30,10 @@ PROBLEM_TYPES: Final[dict[str, str]] = {
 # More labels than this share of the rows look like another column.
 _TOO_MANY: Final = 0.5
 _NUM_NAMED: Final = 8
+# Labels are stored as int32.
+_LARGEST_PLACE: Final = int(np.iinfo(np.int32).max)
+# Longer runs of digits are text: Python refuses to convert them.
+_MOST_DIGITS: Final = 4000
 _TRAINING: Final = " of the training data"
 _WORDS: Final = {"text": "text", "number": "a number", "list": "a list"}
 
@@ -81,7 +85,7 @@ class LabelSet:
         if isinstance(value, float):
             raise BadLabelError(f"the label {value!r} is a number with a fraction; the labels are {self._listed()}")
         if self.names is None:
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or not 0 <= value <= _LARGEST_PLACE:
                 raise BadLabelError(
                     f"the label is {value!r}; the model's config does not name its labels, so that only the numbers of its "
                     "outputs (0, 1, ...) mean anything to it"
@@ -115,8 +119,8 @@ class LabelSet:
                 raise BadLabelError(f"the labels should be 0 or 1 each, they are {value!r:.60}")
             return vector
         vector = np.zeros(len(self.names), dtype=np.float32)
-        for entry in value:
-            vector[self._place(_plain(entry))] = 1.0
+        for entry in _named(value):
+            vector[self._place(entry)] = 1.0
         return vector
 
     def _listed(self) -> str:
@@ -145,7 +149,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         text = value.strip()
         digits = text.removeprefix("-")
-        if digits.isascii() and digits.isdigit() and str(int(text)) == text:
+        if len(digits) <= _MOST_DIGITS and digits.isascii() and digits.isdigit() and str(int(text)) == text:
             return int(text)
         return text
     if isinstance(value, int | float):
@@ -170,7 +174,7 @@ def _parsed_text(text: str) -> Any:
         return _plain(text)
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             found = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -185,16 +189,29 @@ def _number(value: Any) -> float:
             value = float(value)
         except ValueError:
             raise BadLabelError(f"the label {value!r} is no number, and the labels of this data are numbers") from None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise BadLabelError(f"the label is {value}, which is no number that could be learned")
     if abs(value) > float(np.finfo(np.float32).max):
-        raise BadLabelError(f"the label {value:g} is larger than single precision can hold")
+        raise BadLabelError(f"the label {value!r:.40} is larger than single precision can hold")
     return float(value)
 
 
 def _is_vector(labels: Sequence[Any]) -> bool:
     """Whether a list says yes or no for every label (1.0, 0.0, true, false), and does not name those that apply."""
     return bool(labels) and all(isinstance(label, float | bool | np.floating | np.bool_) for label in labels)
+
+
+def _named(labels: Sequence[Any]) -> list[Any]:
+    """The labels that a list names. Raises BadLabelError for one that is none, and for one that is there twice: that is a 1 or 0
+    for every label, and would be read as the labels 0 and 1."""
+    found = [_plain(label) for label in labels]
+    repeated = next((label for label, count in Counter(found).items() if count > 1), None)
+    if repeated is not None:
+        raise BadLabelError(
+            f"names the label {repeated!r:.40} twice, {list(labels)!r:.60}; a yes or no for every label is written with true "
+            "and false, or 1.0 and 0.0"
+        )
+    return found
 
 
 def _looks_like_a_fraction(text: str) -> bool:
@@ -209,6 +226,8 @@ def _group(value: Any) -> str:
     """text, number or list; a whole number that is written as text counts as a number."""
     found = _parsed(value)
     if isinstance(found, list):
+        if not _is_vector(found):
+            _named(found)
         return "list"
     if isinstance(found, str):
         return "number" if _looks_like_a_fraction(found) else "text"
@@ -231,8 +250,9 @@ def label_kind(labels: Sequence[tuple[str, Any]]) -> tuple[LabelKind, dict[int, 
         except BadLabelError as problem:
             problems[index] = str(problem)
     if not groups:
-        where, _ = labels[0]
-        raise DataError(f"{where}: {problems[0]}, and neither has any other row")
+        where, value = labels[0]
+        others = "and neither has any other row" if is_absent(value) else "and no row has a label that can be used"
+        raise DataError(f"{where}: {problems[0]}, {others}")
     count = Counter(groups.values())
     # The first of equals: text, because every number can be read as text.
     most = max(_WORDS, key=lambda group: count[group])

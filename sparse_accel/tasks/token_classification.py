@@ -53,6 +53,7 @@ class TokenClassification:
         *,
         max_positions: int | None = None,
         model_labels: Sequence[str] | None = None,
+        model_problem_type: str | None = None,
     ) -> TaskData:
         """See `Task.load`."""
         check_data_options(options)
@@ -160,6 +161,7 @@ class _Loader:
         self._reader = SplitReader(options, self.notes, self._read)
         self._sources: dict[SplitName, str] = {}
         self._bad: dict[SplitName, BadRows] = {}
+        self._label_column: str | None = None
         wanted = [name for name, (switch, _) in SPLIT_OPTIONS.items() if getattr(options, switch)]
         self.labels: Labels = settle_labels({name: self._examples(name, model_labels) for name in wanted}, model_labels)
         self.notes.extend(self.labels.notes)
@@ -185,14 +187,17 @@ class _Loader:
         rows, self._sources[name] = self._reader.rows(name)
         self._bad[name] = bad = BadRows(self.options.on_bad_rows)
         labels_wanted = name != "test"
+        # Test data may have the column that training's labels were found in.
+        known = self.options.label_column_name or (None if labels_wanted else self._label_column)
         columns, notes = find_columns(
             rows,
             words=self.options.text_column_name,
-            labels=self.options.label_column_name,
+            labels=known,
             task_name=self._task_name,
             labels_wanted=labels_wanted,
         )
         self.notes.extend(notes)
+        self._label_column = columns.labels
         return check_rows(rows, columns, bad, names=model_labels, labels_wanted=labels_wanted)
 
     def _read(self, file: str) -> list[Row]:

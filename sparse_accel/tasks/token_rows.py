@@ -45,8 +45,8 @@ def find_columns(
     """The columns to read, and notes for the user.
 
     Words: the column that `words` names, else `tokens`, else the first that holds lists. Labels: the one that `labels`
-    names, else `{task_name}_tags`, else the first other that holds lists. Raises DataError where there is none (labels:
-    unless not `labels_wanted` and not named).
+    names, else `{task_name}_tags`, else the first other that holds lists. Raises DataError where there is none. Where not
+    `labels_wanted`, labels are read if the column with that name is there, and never guessed.
     """
     row = _typical(rows)
     source = row.where.split(": ")[0]
@@ -69,9 +69,12 @@ def find_columns(
     if found is None:
         raise DataError(f"{row.where}: there is no column 'tokens'{suggestion('tokens', row.values)}")
     usual = f"{task_name}_tags"
-    tagged = find(labels, usual, [*OTHER_COLUMNS, found], "--label_column_name", "labels")
-    if tagged is None and labels_wanted:
-        raise DataError(f"{row.where}: there is no column {usual!r}{suggestion(usual, row.values)}")
+    if labels_wanted:
+        tagged = find(labels, usual, [*OTHER_COLUMNS, found], "--label_column_name", "labels")
+        if tagged is None:
+            raise DataError(f"{row.where}: there is no column {usual!r}{suggestion(usual, row.values)}")
+    else:
+        tagged = next((name for name in (labels or usual,) if name in row.values), None)
     if tagged == found:
         raise DataError(f"{row.where}: the column {found!r} cannot hold both the words and the labels")
     return Columns(found, tagged), notes

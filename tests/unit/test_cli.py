@@ -201,3 +201,13 @@ def test_a_raw_recipe_survives_the_command_line(capsys: pytest.CaptureFixture[st
     ]
     assert main([*argv, "--recipe", RECIPE, "--max_steps", "-1", "--model_name_or_path", "./nowhere"]) == 2
     assert "--model_name_or_path: no such folder: ./nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "scores"), [("text_classification", "matthews_correlation"), ("mlm", "perplexity")])
+def test_the_help_of_a_task_names_its_own_scores(
+    task: str, scores: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["train", task, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert scores in out and "exact_match" not in out

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks.base import TaskData, write_predictions
 from sparse_accel.tasks.text_classification import TextClassification
+from sparse_accel.tasks.text_labels import PROBLEM_TYPES
 from tests.tiny import TinyDataOptions, tiny_tokenizer
 
 TASK = TextClassification()
@@ -139,6 +140,31 @@ def test_scores_and_files_of_each_kind(load: Load, tmp_path: Path) -> None:
     written = write_predictions(tmp_path, "predict", scored)
     assert sorted(path.name for path in written) == ["predict_predictions.json", "predict_results_cola.txt"]
     assert (tmp_path / "predict_results_cola.txt").read_text() == "index\tprediction\n0\tacceptable\n1\tunacceptable\n"
+
+
+def test_without_labelled_data_the_models_config_says_whether_several_labels_apply(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text('{"text": "a lamp"}')
+    options = TinyDataOptions(
+        cache_dir=str(tmp_path / "cache"),
+        do_train=False,
+        do_eval=False,
+        do_predict=True,
+        test_file=str(tmp_path / "test.jsonl"),
+    )
+    for problem_type, names, expected in (
+        ("multi_label_classification", ["joy", "fear", "love"], {"labels": ["fear", "love"]}),
+        ("multi_label_classification", None, {"labels": ["LABEL_1", "LABEL_2"]}),
+        ("single_label_classification", ["joy", "fear", "love"], {"label": "fear"}),
+        (None, ["joy", "fear", "love"], {"label": "fear"}),
+    ):
+        data = TASK.load(options, tokenizer, model_labels=names, model_problem_type=problem_type)
+        assert data.test is not None and data.head.get("problem_type") == (
+            names and (problem_type or PROBLEM_TYPES["classes"])
+        )
+        (found,) = TASK.score(data.test, {"logits": [np.float32([-9, 9, 8])]}, options).files["predictions"]
+        assert expected.items() <= found.items()
 
 
 def test_mnli_is_scored_on_both_parts(load: Load, tmp_path: Path) -> None:

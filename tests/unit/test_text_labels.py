@@ -53,6 +53,10 @@ def test_the_kind_of_labels(labels: list[Any], kind: str) -> None:
         (["joy", 3.5, "fear"], 1, "the label 3.5 is a number, and most labels are text"),
         ([["joy"], "joy", ["fear"]], 1, "the label 'joy' is text, and most labels are a list"),
         (["joy", {"label": 1}], 1, "the label should be text or a number, it is an object"),
+        ([["joy"], [{"label": 1}], ["fear"]], 1, "the label should be text or a number, it is an object"),
+        ([["joy"], ["joy", "joy"], ["fear"]], 1, "names the label 'joy' twice"),
+        (["joy", "[" * 100_000 + "]" * 100_000, 1, "fear"], 2, "the label 1 is a number"),
+        (["joy", "1" * 5000, 1, "fear"], 2, "the label 1 is a number"),
     ],
 )
 def test_labels_of_another_kind_than_most_are_named(labels: list[Any], index: int, problem: str) -> None:
@@ -65,6 +69,13 @@ def test_labels_of_another_kind_than_most_are_named(labels: list[Any], index: in
 def test_data_without_any_label_is_an_error() -> None:
     with pytest.raises(DataError, match=r"d.csv: row 1: has no label, and neither has any other row"):
         label_kind(placed(["", None]))
+
+
+def test_a_one_or_zero_for_every_label_is_not_taken_for_the_names_of_two_labels() -> None:
+    with pytest.raises(
+        DataError, match=r"row 1: names the label 0 twice, \[0, 1, 0\]; .*1.0 and 0.0, and no row has a label"
+    ):
+        label_kind(placed([[0, 1, 0], [1, 1, 0]]))
 
 
 def test_labels_are_in_order_or_in_the_models_own() -> None:
@@ -118,7 +129,10 @@ SEVERAL = LabelSet("multi", ("joy", "fear", "love"), ("joy", "fear", "love"))
         (LabelSet("regression"), float("nan"), "the label is nan, which is no number that could be learned"),
         (LabelSet("regression"), "inf", "the label is inf"),
         (LabelSet("regression"), 1e300, "larger than single precision"),
+        (LabelSet("regression"), 10**400, "larger than single precision"),
         (LabelSet("classes"), "joy", "the model's config does not name its labels"),
+        (LabelSet("classes"), 10**12, "the model's config does not name its labels"),
+        (SEVERAL, [0, 1, 0], "names the label 0 twice"),
     ],
 )
 def test_a_bad_label_says_what_would_be_right(labels: LabelSet, value: Any, problem: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_the_command_reads_arguments_and_files(
     (row,) = map(json.loads, output.read_text().splitlines())
     assert row["id"] == "x7" and row["label"] == one.label and row["labels"] == [one.label]
     assert row["scores"] == pytest.approx(one.scores, abs=1e-6) and row["is_truncated"] is False
+
+
+def test_the_column_of_labels_is_never_taken_for_a_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "run.json").write_text(json.dumps({"command": {"label_column_name": "mood"}}))
+    (tmp_path / "rows.csv").write_text("review,mood\na lamp,joy\n")
+    code, out, err = run(capsys, str(model), "--file", str(tmp_path / "rows.csv"), "--json")
+    assert code == 0 and "text_pair" not in json.loads(out) and "taken from 'review' (" in err
+    with (tmp_path / "rows.jsonl").open("w+") as stdin:
+        stdin.write('{"review": "a lamp", "mood": "joy"}\n')
+        stdin.seek(0)
+        monkeypatch.setattr("sys.stdin", stdin)
+        code, out, _ = run(capsys, str(model), "--json")
+    assert code == 0 and "text_pair" not in json.loads(out)
+
+
+def test_a_task_of_glue_is_known_however_it_was_spelt(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "run.json").write_text(json.dumps({"command": {"task_name": "SST-2"}}))
+    (tmp_path / "test.tsv").write_text('index\tsentence\n0\tan "odd lamp\n')
+    code, out, err = run(capsys, str(model), "--file", str(tmp_path / "test.tsv"), "--json")
+    assert code == 0 and json.loads(out)["text"] == 'an "odd lamp', err
 
 
 def test_the_command_reads_lines(

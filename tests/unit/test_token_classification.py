@@ -146,6 +146,18 @@ def test_without_labels_there_are_predictions_and_no_scores(tokenizer: Any, tmp_
     assert scored.files["predictions"] == [{"id": 5, "words": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}]
 
 
+def test_test_data_have_labels_where_training_has_them_or_none(tokenizer: Any, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [{"tokens": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}])
+    for name, row, tags in (
+        ("a.jsonl", {"tokens": ["Ada"], "pos": ["NNP"], "tags": ["B-PER"]}, ("B-PER",)),
+        ("b.jsonl", {"tokens": ["Ada"], "pos": ["NNP"]}, None),
+    ):
+        for given in (None, "tags"):
+            files = {"train_file": train, "test_file": write(tmp_path / name, [row])}
+            data = TASK.load(options(tmp_path, label_column_name=given, **files), tokenizer)
+            assert data.test is not None and data.test.examples[0].tags == tags
+
+
 def test_the_loss_is_a_mean_over_labelled_tokens_and_zero_without_one() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 4, generator=generator, requires_grad=True)

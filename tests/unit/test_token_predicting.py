@@ -160,6 +160,16 @@ def test_the_command_reads_files(
     assert [row["tags"] for row in lines(capsys.readouterr().out)] == [["B-PER"], ["O", "B-LOC"]]
 
 
+def test_rows_with_the_words_in_trainings_column_are_read(tmp_path: Path) -> None:
+    from sparse_accel.cli import predict_tokens
+
+    row = json.dumps({"words": ["in", "Oslo"], "text": "not this"})
+    (tmp_path / "a.jsonl").write_text(row)
+    (from_file,) = predict_tokens.from_file(str(tmp_path / "a.jsonl"), "words", pytest.fail)
+    (from_lines,) = predict_tokens.from_lines(io.BytesIO(row.encode()), "words", pytest.fail)
+    assert from_file.text == from_lines.text == ["in", "Oslo"]
+
+
 BAD_LINES = {
     '{"text": 5}': "'text' should be text, it is a number",
     '{"tokens": {"a": 1}}': "'tokens' should be a list of words, it is an object",

@@ -132,6 +132,10 @@ def test_columns_by_their_usual_names_by_flags_and_in_order() -> None:
     assert columns_of({"id": "1", "text": "a b", "words": ["a"], "labels": ["O"]}) == ("words", "labels", 2)
     assert columns_of({"id": "1", "words": '["a"]', "labels": '["O"]'}) == ("words", "labels", 2)
     assert columns_of({"tokens": ["a"]}, wanted="no") == ("tokens", None, 0)
+    # Test data without labels: named ones may be missing, and other lists are not taken for them.
+    assert columns_of({"tokens": ["a"], "pos_tags": ["X"]}, wanted="no") == ("tokens", None, 0)
+    assert columns_of({"tokens": ["a"]}, wanted="no", labels="tags") == ("tokens", None, 0)
+    assert columns_of({"tokens": ["a"], "tags": ["X"]}, wanted="no", labels="tags") == ("tokens", "tags", 0)
 
 
 @pytest.mark.parametrize(
