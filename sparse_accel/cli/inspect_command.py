@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # What `--json` without a file stands for: the terminal.
 TERMINAL: Final = "-"
+# How a file begins that the option wrote: no other is written over, least of all a model's own.
+_BEGINNINGS: Final = {"--json": '{\n  "sparse_accel_inspection"', "--html": "<!doctype html>"}
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +53,8 @@ def inspect_command(
     """What a model is made of: zeros and their structure, quantization, size. Reads files only, and builds no model."""
     for option, target in (("--json", None if as_json == TERMINAL else as_json), ("--html", html)):
         _check_target(option, target)
+    if html is not None and as_json not in (None, TERMINAL) and html.resolve() == Path(str(as_json)).resolve():
+        raise OptionError(f"--json and --html: name two files, not {html} twice")
     found = inspect_model(model_folder(model, "DIR", zoo))
     if as_json is not None:
         text = json.dumps(found.to_json(), indent=2)
@@ -109,6 +113,17 @@ def _check_target(option: str, target: str | Path | None) -> None:
         raise OptionError(f"{option} {path}: is a folder; name a file")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"{option} {path}: there is no folder {path.parent}")
+    if path.is_file() and not _is_our_own(path, _BEGINNINGS[option]):
+        raise OptionError(f"{option} {path}: is there already, and not from this command; name another file")
+
+
+def _is_our_own(path: Path, beginning: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(beginning))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return start in (b"", beginning.encode())
 
 
 def _write(option: str, path: Path, text: str) -> None:

@@ -114,7 +114,9 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:
         check_saved(run.output_dir, folded.masks)
-        outputs.publish(run.output_dir, lambda folder: _write_report(run.output_dir, folder))
+        unreported = _publish_report(run.output_dir)
+        if unreported is not None:
+            run.screen.warn(unreported)
     if not ranges and session.plan.num_quantizers:
         run.screen.warn(
             "the model that is written is from before quantization began: it is a float model"
@@ -188,9 +190,20 @@ def _write_all(
     (folder / "README.md").write_text(card, "utf-8")
 
 
-def _write_report(finished: Path, folder: Path) -> None:
-    """The report of the run whose files lie in `finished`, into `folder`."""
-    (folder / PAGE_FILE).write_text(render_report(finished), "utf-8")
+def _publish_report(output_dir: Path) -> str | None:
+    """The report of the run whose files lie in `output_dir`; a sentence on what hindered it, for the model is whole without.
+    An earlier run's report does not stay then."""
+    try:
+        text = render_report(output_dir)
+        outputs.publish(output_dir, lambda folder: _write_text(folder / PAGE_FILE, text))
+    except Exception as error:  # whatever is wrong with a page, days of training end with their scores and exit code 0
+        (output_dir / PAGE_FILE).unlink(missing_ok=True)
+        return f"the model is written, but no {PAGE_FILE}: {type(error).__name__}: {error}".partition("\n")[0]
+    return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
 
 
 def write_companions(run: Run, folder: Path, plan: CompressionPlan, ranges: Mapping[str, Tensor]) -> None:

@@ -48,6 +48,7 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
     `validate` raises."""
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     if args_file is not None:
         for name, value in _read_mapping(Path(args_file), task).items():
             given[name], sources[name] = value, f"{args_file}: {name}"
@@ -56,7 +57,9 @@ def load_options(task: str, flags: Mapping[str, Any], args_file: str | Path | No
     for spelling, value in flags.items():
         flag = canonical(spelling, value, f"--{spelling}", task)
         if flag is not None:
-            given[flag], sources[flag] = value, f"--{spelling}"
+            if flag in spelled:
+                raise OptionError(f"--{spelled[flag]} and --{spelling}: are one option; give it once")
+            given[flag], sources[flag], spelled[flag] = value, f"--{spelling}", spelling
     entries = {entry.name: entry for entry in flag_fields(task)}
     values = {name: _convert(entries[name], raw, sources[name]) for name, raw in given.items()}
     if values.get("model_type") is not None:

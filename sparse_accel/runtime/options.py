@@ -420,6 +420,7 @@ class TrainOptions:
         "Let padding take part in the losses, the distillation's and the task's, as in SparseML's sums.",
         GROUP_RECIPE,
         False,
+        tasks=(QA, TOKEN, MLM),
     )
     observe_padding: bool = _option(
         "Let padding take part in the activation ranges of quantization, as in SparseML.", GROUP_RECIPE, False

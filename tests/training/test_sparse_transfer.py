@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from sparse_accel.compress.plan import CompressionPlan
 from sparse_accel.reports.run_page import number
+from sparse_accel.runtime import finishing
 from tests import running
 from tests.report_files import Page
 
@@ -83,6 +85,23 @@ def test_the_report_tells_the_whole_run(world: dict[str, Any], finished: Path) -
         assert module in page.text
     for text in ("ranges move", "ranges fixed", "held 59.8%", "hardness 1, T 5", facts["versions"]["torch"], "fp32"):
         assert text in page.text, text
+
+
+def test_a_report_that_fails_costs_the_report_alone(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.html").write_text("an earlier run's")
+
+    def fail(folder: Path) -> str:
+        raise KeyError("no such part")
+
+    monkeypatch.setattr(finishing, "render_report", fail)
+    assert finishing._publish_report(tmp_path) == "the model is written, but no report.html: KeyError: 'no such part'"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert finishing._publish_report(tmp_path) is None
+    assert (tmp_path / "report.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
 def test_learning_rate_of_each_step_is_sparsemls(finished: Path) -> None:

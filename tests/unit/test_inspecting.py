@@ -191,7 +191,8 @@ def test_the_command_shows_tables_and_writes_json_and_a_page(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     data, html = tmp_path / "out.json", tmp_path / "out.html"
-    assert main(["inspect", str(trained), "--layers", "--json", str(data), "--html", str(html)]) == 0
+    for _ in range(2):  # its own files it writes over
+        assert main(["inspect", str(trained), "--layers", "--json", str(data), "--html", str(html)]) == 0
     shown = capsys.readouterr().out
     document, found = json.loads(data.read_text()), inspect_folder(trained)
     assert document == json.loads(json.dumps(found.to_json()))
@@ -260,6 +261,20 @@ def page_is_a_folder(folder: Path) -> list[str]:
     return [str(folder), "--html", str(folder)]
 
 
+def page_over_the_model(folder: Path) -> list[str]:
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return [str(folder), "--html", str(folder / "model.safetensors")]
+
+
+def json_over_the_config(folder: Path) -> list[str]:
+    (folder / "config.json").write_text("{}")
+    return [str(folder), "--json", str(folder / "config.json")]
+
+
+def one_file_for_both(folder: Path) -> list[str]:
+    return [str(folder), "--json", str(folder / "new.json"), "--html", str(folder / "new.json")]
+
+
 def unknown_option(folder: Path) -> list[str]:
     return [str(folder), "--layer"]
 
@@ -279,6 +294,9 @@ def idle_zoo(folder: Path) -> list[str]:
         (cut_off, "model.safetensors cannot be read"),
         (nowhere_to_write, "there is no folder"),
         (page_is_a_folder, "is a folder; name a file"),
+        (page_over_the_model, "is there already, and not from this command"),
+        (json_over_the_config, "is there already, and not from this command"),
+        (one_file_for_both, "name two files"),
         (unknown_option, "--layers"),
         (idle_zoo, "--zoo: has no effect"),
     ],

@@ -370,6 +370,16 @@ def test_a_file_of_options_is_checked_like_a_command_line(tmp_path: Path, name: 
         load_options(TASK, {}, tmp_path / name)
 
 
+def test_one_option_in_two_spellings_is_refused() -> None:
+    with pytest.raises(OptionError, match="--evaluation_strategy and --eval_strategy: are one option; give it once"):
+        load_options(TASK, {"evaluation_strategy": "epoch", "eval_strategy": "no"})
+
+
+def test_padding_takes_no_part_where_logits_have_no_tokens() -> None:
+    with pytest.raises(OptionError, match=r"distill_include_padding: belongs to .*; text_classification has no use"):
+        load_options("text_classification", {"distill_include_padding": "true"})
+
+
 def test_a_file_of_options_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be read as a file of options"):
         load_options(TASK, {}, tmp_path / "none.json")
