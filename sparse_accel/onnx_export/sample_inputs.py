@@ -16,7 +16,7 @@ from sparse_accel.errors import DataError, OutputError
 from sparse_accel.tasks.base import Split, Task, TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.data_settings import DataSettings
-from sparse_accel.tasks.plain_features import tokenize
+from sparse_accel.tasks.text_features import encode_texts, text_spec
 
 # Features that a check runs at least, so that an agreement of spans can be told apart from chance.
 MIN_FEATURES: Final = 64
@@ -155,7 +155,7 @@ def _read(
 def _plain_data(tokenizer: Any, max_length: int, num: int) -> TaskData:
     """Texts of the demo corpus as they are, of all lengths, for a model that reads one text at a time."""
     texts = [row["context"] for row in _demo_rows(tokenizer, max_length, num)]
-    features, _ = tokenize(tokenizer, texts[:num], None, max_length)
+    features = encode_texts([(text, None) for text in texts[:num]], text_spec(tokenizer, max_length), None)
     pad_values = {"input_ids": tokenizer.pad_token_id}
     if "token_type_ids" in features.tokens:
         pad_values["token_type_ids"] = tokenizer.pad_token_type_id

@@ -16,12 +16,12 @@ from sparse_accel.errors import DataError, OptionError
 from sparse_accel.packing import is_packed
 from sparse_accel.tasks.base import DataOptions, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collate, Collator
+from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec, vocabulary_size
 from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
 from sparse_accel.tasks.mlm_rows import read_lines, texts_of
 from sparse_accel.tasks.mlm_streaming import open_stream
-from sparse_accel.tasks.plain_features import cached_features, digest_of
 from sparse_accel.tasks.reading import data_set_splits, read_data_set
 from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature

@@ -14,9 +14,9 @@ from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks import text_metrics
 from sparse_accel.tasks.base import DataOptions, LazyFiles, Scored, Split, TaskData
 from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.glue import HUB_NAME, GlueTask, glue_task, mismatched_file, read_glue_file
-from sparse_accel.tasks.plain_features import cached_features, digest_of
 from sparse_accel.tasks.reading import Row, data_set_splits, read_data_set, read_file
 from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature

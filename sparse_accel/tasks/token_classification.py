@@ -15,8 +15,8 @@ from sparse_accel.tasks.base import DataOptions, LazyFiles, Scored, Split, TaskD
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.conll import SUFFIXES, read_conll
 from sparse_accel.tasks.entity_metrics import entity_metrics
+from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
-from sparse_accel.tasks.plain_features import cached_features, digest_of
 from sparse_accel.tasks.reading import Row, read_file
 from sparse_accel.tasks.rows import BadRows
 from sparse_accel.tasks.splits import SPLIT_OPTIONS, SplitName, SplitReader, check_data_options, longest_feature
