@@ -78,13 +78,23 @@ def _matches(pattern: str, names: Sequence[str], in_wrapper: Callable[[str], str
     return found
 
 
+def pattern_problem(pattern: str) -> str | None:
+    """What is wrong with a name or `re:` pattern whatever the model is, a clause; None for nothing."""
+    if pattern.startswith(_REGEX):
+        try:
+            re.compile(pattern.removeprefix(_REGEX))
+        except re.error as error:
+            return f"{pattern!r} is not a regular expression: {error}"
+    return None
+
+
 def _test(pattern: str, what: str) -> Callable[[str], bool]:
+    problem = pattern_problem(pattern)
+    if problem is not None:
+        raise TargetError(f"{what}: {problem}")
     if not pattern.startswith(_REGEX):
         return lambda name: name == pattern
-    try:
-        expression = re.compile(pattern.removeprefix(_REGEX))
-    except re.error as error:
-        raise TargetError(f"{what}: {pattern!r} is not a regular expression: {error}") from None
+    expression = re.compile(pattern.removeprefix(_REGEX))
     return lambda name: expression.match(name) is not None
 
 

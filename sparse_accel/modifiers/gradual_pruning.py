@@ -27,7 +27,7 @@ from sparse_accel.compress.masks import (
 from sparse_accel.compress.plan import CompressionPlan, masked_layers, request_masks
 from sparse_accel.errors import RecipeError
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.parameter_targets import ParameterTargets, maskable
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, check_patterns, maskable
 from sparse_accel.session import Session
 from sparse_accel.targets import ALL_PRUNABLE
 from sparse_accel.timeline import Clock, Interval
@@ -79,6 +79,7 @@ def _final_sparsity(value: Any) -> float | _Groups:
     for share, params in value.items() if isinstance(value, Mapping) else value:
         if not isinstance(params, list | tuple) or not params or not all(isinstance(item, str) for item in params):
             raise ValueError("as a mapping must give each sparsity a list of parameter names and 're:' patterns")
+        check_patterns(params)
         groups.append((_sparsity(share), tuple(params)))
     if not groups:
         raise ValueError("must be a sparsity or a mapping of sparsities to parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -9,15 +10,24 @@ from torch import nn
 
 from sparse_accel.compress.plan import prunable_parameters
 from sparse_accel.errors import TargetError
-from sparse_accel.targets import is_keyword, match_parameters
+from sparse_accel.targets import is_keyword, match_parameters, pattern_problem
 
 
 def _keyword_or_names(value: Any) -> Any:
     if isinstance(value, str) and is_keyword(value):
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        check_patterns(value)
         return tuple(value)
     raise ValueError("must be __ALL__, __ALL_PRUNABLE__ or a list of parameter names and 're:' patterns")
+
+
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Raise ValueError for a pattern that can mean nothing in any model."""
+    for pattern in patterns:
+        problem = pattern_problem(pattern)
+        if problem is not None:
+            raise ValueError(f"has a bad pattern: {problem}")
 
 
 ParameterTargets = Annotated[str | tuple[str, ...], BeforeValidator(_keyword_or_names)]

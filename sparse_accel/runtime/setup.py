@@ -572,12 +572,14 @@ def build_stream_loader(
 ) -> StreamLoader:
     """The training batches of this rank from a stream, whose `--max_steps` are all epochs. Raises OptionError where they are
     no whole number of steps an epoch."""
-    steps_per_epoch = options.max_steps / epochs
-    if steps_per_epoch != int(steps_per_epoch):
-        fewer, more = (int(each(steps_per_epoch) * epochs) for each in (math.floor, math.ceil))
+    steps_per_epoch = _whole_steps(options.max_steps, epochs)
+    if steps_per_epoch is None:
+        near = (range(options.max_steps - 1, 0, -1), range(options.max_steps + 1, 2 * options.max_steps + 1))
+        fitting = [next((steps for steps in some if _whole_steps(steps, epochs)), None) for some in near]
+        would_do = " or ".join(str(steps) for steps in fitting if steps is not None)
         raise OptionError(
-            f"--max_steps {options.max_steps}: with --streaming these are the run's {epochs:g} epochs, all of the same length; "
-            f"{' or '.join(str(steps) for steps in (fewer, more) if steps > 0)} steps would be"
+            f"--max_steps {options.max_steps}: with --streaming these are the run's {epochs:g} epochs, all of the same length"
+            + (f"; {would_do} steps would be" if would_do else "")
         )
     size = options.per_device_train_batch_size
     lanes = StepSampler(
@@ -593,11 +595,17 @@ def build_stream_loader(
         collate,
         task,
         lanes=lanes,
-        steps_per_epoch=int(steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
         device=accelerator.device,
         reads_ahead=options.dataloader_num_workers > 0,
         pin_memory=options.dataloader_pin_memory,
     )
+
+
+def _whole_steps(steps: int, epochs: float) -> int | None:
+    """Steps in each of so many epochs; None where they are no whole number. 21 / 0.7 is 30, whatever floats make of it."""
+    each = round(steps / epochs)
+    return each if each and math.isclose(each * epochs, steps, rel_tol=1e-9) else None
 
 
 def build_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:

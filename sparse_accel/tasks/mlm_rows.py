@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sparse_accel.errors import DataError, suggestion
 from sparse_accel.tasks.reading import FORMATS, Row, kind_of, read_file, read_text
@@ -71,7 +71,7 @@ def texts_of(rows: Sequence[Row], wanted: str | None, source: str, bad: BadRows,
     column = text_column(list(whole.values), wanted, source, notes)
     texts = []
     for row in rows:
-        problem = row.problem or _problem(row, column)
+        problem = row.problem or text_problem(row.values, column)
         if problem is not None:
             bad.add(row.where, problem)
         elif row.values[column].strip():
@@ -82,10 +82,11 @@ def texts_of(rows: Sequence[Row], wanted: str | None, source: str, bad: BadRows,
     return texts
 
 
-def _problem(row: Row, column: str) -> str | None:
-    if column not in row.values:
-        return f"has no {column!r}{suggestion(column, row.values)}"
-    value = row.values[column]
+def text_problem(values: Mapping[str, Any], column: str) -> str | None:
+    """Why a row's `column` is no text that can be tokenized, a clause; None if it is one."""
+    if column not in values:
+        return f"has no {column!r}{suggestion(column, values)}"
+    value = values[column]
     if not isinstance(value, str):
         return f"{column!r} should be text, it is {kind_of(value)}"
     half = re.search(r"[\ud800-\udfff]", value)

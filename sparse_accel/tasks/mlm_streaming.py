@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from sparse_accel.errors import DataError, OptionError, suggestion
+from sparse_accel.errors import DataError, OptionError
 from sparse_accel.tasks.features import Features, concatenate
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec
-from sparse_accel.tasks.mlm_rows import TEXT_SUFFIXES, plain_suffix, text_column
+from sparse_accel.tasks.mlm_rows import TEXT_SUFFIXES, plain_suffix, text_column, text_problem
 from sparse_accel.tasks.reading import kind_of, open_data_set
 
 # How much a lane reads at a time: bytes of a file, rows of a data set.
@@ -98,11 +98,13 @@ class LinesOfText:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error.msg}") from error
-        if not isinstance(row, dict) or self.column not in row:
-            problem = suggestion(self.column, row) if isinstance(row, dict) else f": it is {kind_of(row)}"
-            raise DataError(f"{where} has no {self.column!r}{problem}")
-        if not isinstance(row[self.column], str):
-            raise DataError(f"{where}: {self.column!r} should be text, it is {kind_of(row[self.column])}")
+        problem = (
+            text_problem(row, self.column)
+            if isinstance(row, dict)
+            else f"should be an object with {self.column!r}, it is {kind_of(row)}"
+        )
+        if problem is not None:
+            raise DataError(f"{where}: {problem}")
         found: str = row[self.column]
         return found
 
@@ -275,18 +277,31 @@ def _file(options: StreamOptions, path: Path, notes: list[str]) -> TextSource:
     if suffix in TEXT_SUFFIXES:
         return LinesOfText(path, None, skips_bad)
     if suffix in (".jsonl", ".ndjson"):
-        with path.open("rb") as file:
-            first = file.readline()
-        try:
-            row = json.loads(first)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}:1: is not JSON: {error}") from error
-        names = list(row) if isinstance(row, dict) else []
+        names = _names_of_first(path, skips_bad)
         return LinesOfText(path, text_column(names, options.text_column_name, str(path), notes), skips_bad)
     raise OptionError(
         f"--streaming: {path}: lines of text ({', '.join(TEXT_SUFFIXES)}) and JSON lines (.jsonl) can be read from any place "
         "on; other files cannot, but as a data set of the `datasets` library (--dataset_name) they can"
     )
+
+
+def _names_of_first(path: Path, skips_bad: bool) -> list[str]:
+    """The columns of the first row of JSON lines; with `skips_bad`, of the first that is one. Raises DataError."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                if skips_bad:
+                    continue
+                raise DataError(f"{path}:{number}: is not JSON: {error}") from error
+            if isinstance(row, dict):
+                return list(row)
+            if not skips_bad:
+                raise DataError(f"{path}:{number}: should be a JSON object, it is {kind_of(row)}")
+    raise DataError(f"{path}: holds no text")
 
 
 def _data_sets(options: StreamOptions, name: str, notes: list[str]) -> tuple[RowsOnDisk, str]:

@@ -277,6 +277,7 @@ BAD = [
     ({"distill_top_k": 3}, OptionError, "--distill_top_k: needs a --distill_teacher"),
     ({"streaming": True, "max_steps": -1}, OptionError, "--streaming: nobody has counted the data"),
     ({"streaming": True, "num_train_epochs": 4}, OptionError, "--max_steps 6: .* 4 or 8 steps would be"),
+    ({"streaming": True, "num_train_epochs": 0.7}, OptionError, "--max_steps 6: .* 0.7 epochs, .*; 7 steps would be"),
     ({"streaming": True, "do_eval": True, "validation_file": None}, OptionError, "--do_eval: needs --validation_file"),
     ({"streaming": True, "batching": "grouped"}, OptionError, "--batching grouped: has no effect with --streaming"),
 ]
@@ -300,6 +301,7 @@ def test_bad_options_are_told(
         ("utf16.txt", "a lamp\n".encode("utf-16"), "utf16.txt: (is UTF-16|the line at byte 0 is not UTF-8)"),
         ("binary.txt", b"a lamp\n\0\1\2\n", "binary.txt:.* holds a NUL character"),
         ("columns.jsonl", b'{"txt": 3}\n', "columns.jsonl.*: 'txt' should be text, it is a number"),
+        ("half.jsonl", b'{"text": "a \\ud800"}\n', "half.jsonl.*: 'text' has half of a surrogate pair at character 2"),
         ("words.xyz", b"a lamp\n", "words.xyz: (cannot tell the format|lines of text .* can be read)"),
     ],
 )

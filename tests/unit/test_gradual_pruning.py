@@ -288,6 +288,11 @@ def test_a_mask_that_lost_zeros_is_a_broken_promise() -> None:
         ({"final_sparsity": 1.0}, "final_sparsity must be a sparsity greater than 0 and less than 1; got 1.0"),
         ({"final_sparsity": "{0.8: query}"}, "must give each sparsity a list"),
         ({"final_sparsity": "{0.8: ['re:.*query']}"}, "params must be [] where final_sparsity names the parameters"),
+        (
+            {"params": "['re:.*layer(']"},
+            "params has a bad pattern: 're:.*layer(' is not a regular expression: missing )",
+        ),
+        ({"final_sparsity": "{0.8: ['re:(']}", "params": "[]"}, "final_sparsity has a bad pattern: 're:(' is not"),
         ({"final_sparsity": 0.1}, "init_sparsity (0.2) must not be above final_sparsity (0.1)"),
         ({"update_frequency": -2}, "update_frequency must be a number of epochs, or -1 for every step"),
         ({"update_frequency": None}, "the field 'update_frequency' is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from sparse_accel.errors import DataError, ModelError, OptionError
+from sparse_accel.tasks.data_settings import DataSettings
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec, in_chunks, text_spec
 from sparse_accel.tasks.mlm_masking import BEGINS_WORD, CONTINUES_WORD, KINDS, SPECIAL
-from sparse_accel.tasks.mlm_streaming import Lanes, LinesOfText, RowsOnDisk, TextSource, check_holds_text
+from sparse_accel.tasks.mlm_streaming import Lanes, LinesOfText, RowsOnDisk, TextSource, check_holds_text, open_stream
 from tests.tiny import tiny_rows, tiny_tokenizer
 
 TEXTS = [row["context"] for row in tiny_rows(40, seed=5)] + ["Zebra, 1999!"]
@@ -156,3 +158,15 @@ def test_what_is_no_text_is_named_with_its_place(tmp_path: Path) -> None:
     path.write_text('{"txt": "a"}\n')
     with pytest.raises(DataError, match="has no 'text'; did you mean 'txt'"):
         LinesOfText(path, "text").read(0)
+    path.write_text('{"text": "a"}\n\n{"text": "\\ud800"}\n[]\n')
+    with pytest.raises(DataError, match="at byte 15: 'text' has half of a surrogate pair at character 0"):
+        LinesOfText(path, "text").read(0)
+    assert LinesOfText(path, "text", skips_bad=True).read(0) == (["a"], 0)
+
+
+@pytest.mark.parametrize(("before", "on_bad_rows"), [("\n \n", "error"), ("[]\nno row\n", "skip")])
+def test_json_lines_are_known_by_their_first_row(before: str, on_bad_rows: str, tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(before + '{"body": "a lamp"}\n')
+    options = replace(DataSettings(), train_file=str(path), text_column_name="body", on_bad_rows=on_bad_rows)
+    assert open_stream(options, spec(tokenizer), []).source.read(0) == (["a lamp"], 0)
