@@ -176,7 +176,7 @@ def _train_command(folder: Path, name: str, settings: DemoSettings) -> list[str]
     command += ["--validation_file", str(folder / "data/validation.json")]
     command += ["--output_dir", str(folder / name), "--do_train", "--do_eval"]
     command += ["--per_device_train_batch_size", "16", "--per_device_eval_batch_size", "64"]
-    command += ["--max_seq_length", "128", "--doc_stride", "32", "--group_by_length", "--optim", "adamw_torch_fused"]
+    command += ["--max_seq_length", "128", "--doc_stride", "32", "--optim", "adamw_torch_fused"]
     command += ["--seed", str(settings.seed), "--logging_steps", "25"]
     # A demo that is interrupted goes on from here.
     command += ["--save_steps", "50", "--save_total_limit", "1"]
