@@ -104,6 +104,14 @@ def test_what_starts_after_the_end_is_a_problem(text: str, said: str) -> None:
     assert said in str(problem)
 
 
+def test_a_pattern_of_quantized_modules_that_is_none_is_found_without_a_model() -> None:
+    text = "m_modifiers:\n  - !QuantizationModifier\n    start_epoch: 0\n    submodules: ['re:[']\n"
+    (problem,) = check_recipe(text).problems
+    assert str(problem).startswith(
+        "<recipe>:4: QuantizationModifier: submodules has a bad pattern: 're:[' is not a regular expression: "
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
