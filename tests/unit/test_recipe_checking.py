@@ -118,7 +118,7 @@ def test_a_pattern_of_quantized_modules_that_is_none_is_found_without_a_model() 
         ("__ALL_PRUNABLE__", "__all_prunable__", "mask:__ALL_PRUNABLE__"),
         ("[]", "['re:.*bias', __ALL_PRUNABLE__]", "mask:__ALL_PRUNABLE__"),
         ("['re:.*query.weight']", "['re:.*query.weight']", "mask:re:.*query.weight"),
-        ("['re:.*query.weight']", "__ALL__", "mask"),
+        ("['re:.*query.weight']", "__ALL__", "mask:re:.*query.weight"),
     ],
 )
 def test_two_masks_on_the_same_weights_are_found_without_a_model(pruned: str, held: str, knob: str) -> None:
