@@ -340,7 +340,8 @@ def _nothing() -> None:
     """The part of the other ranks in what the main process writes."""
 
 
-PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
+# Of quantization alone: a float model may be sparse, and pruning may be under way.
+PHASE_NAMES = {Phase.OFF: "float", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
 
 
 def current_phase(model: torch.nn.Module) -> Phase:

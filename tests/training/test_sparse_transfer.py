@@ -114,7 +114,7 @@ def test_learning_rate_of_each_step_is_sparsemls(finished: Path) -> None:
 
 
 def test_quantization_holds_from_the_step_of_its_epoch_and_freezes_at_the_observers_epoch(finished: Path) -> None:
-    assert [line["phase"] for line in running.log(finished)] == ["dense"] * 4 + ["observing"] * 4 + ["frozen"] * 4
+    assert [line["phase"] for line in running.log(finished)] == ["float"] * 4 + ["observing"] * 4 + ["frozen"] * 4
 
 
 def test_hardness_one_leaves_the_task_loss_out(finished: Path) -> None:
