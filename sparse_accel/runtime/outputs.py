@@ -13,14 +13,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparse_accel.errors import OutputError
-from sparse_accel.folders.publishing import make_readable
+from sparse_accel.folders.publishing import RUN_FILE, RUN_FORMAT, make_readable
 from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
 
-RUN_FILE = "run.json"
 # Beside the checkpoints of a run that was told to end: launchers turn its exit code into one of their own.
 PREEMPTED_FILE = "preempted.json"
 RESULTS_FILE = "all_results.json"
-FORMAT = 1
 
 # What a finished run leaves in its folder, whatever the model: --overwrite_output_dir replaces none of it unless it is ours.
 _WRITTEN = frozenset(
@@ -145,7 +143,7 @@ def _run_document(output_dir: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OutputError(f"{path} is damaged ({error}); give --overwrite_output_dir to start anew") from error
-    ours = isinstance(document, dict) and document.get("sparse_accel_run") == FORMAT
+    ours = isinstance(document, dict) and document.get("sparse_accel_run") == RUN_FORMAT
     return document if ours and isinstance(document.get("command"), dict) else None
 
 
@@ -188,7 +186,12 @@ def open_folder(output_dir: Path, command: Mapping[str, Any], argv: list[str], *
         else:
             _clear_partials(output_dir)
         (output_dir / PREEMPTED_FILE).unlink(missing_ok=True)
-        document = {"sparse_accel_run": FORMAT, "command": dict(command), "argv": argv, "files": _own_files(output_dir)}
+        document = {
+            "sparse_accel_run": RUN_FORMAT,
+            "command": dict(command),
+            "argv": argv,
+            "files": _own_files(output_dir),
+        }
         write_json(output_dir / RUN_FILE, document)
     except OSError as error:
         raise OutputError(f"--output_dir {output_dir} cannot be written: {error}") from error
