@@ -322,6 +322,8 @@ def test_bad_files_are_told(
         ("bert", "hiden_size=8", "a bert config has no 'hiden_size'; did you mean 'hidden_size'"),
         ("bert", "hidden_size=big", r"hidden_size is 768 \(int\) by default, got 'big'"),
         ("bert", "hidden_size=10", "no bert model can be made so"),
+        ("bert", "hidden_act=rlu", "hidden_act: there is no activation 'rlu'; did you mean 'relu'"),
+        ("distilbert", "activation=glu", "activation: there is no activation 'glu'; did you mean 'gelu'"),
     ],
 )
 def test_new_models_that_cannot_be_are_told(
