@@ -17,7 +17,9 @@ from sparse_accel.tasks.data_settings import DataSettings
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec, in_chunks, text_spec
 from sparse_accel.tasks.mlm_masking import BEGINS_WORD, CONTINUES_WORD, KINDS, SPECIAL
+from sparse_accel.tasks.mlm_rows import read_lines, texts_of
 from sparse_accel.tasks.mlm_streaming import Lanes, LinesOfText, RowsOnDisk, TextSource, check_holds_text, open_stream
+from sparse_accel.tasks.rows import BadRows
 from tests.tiny import tiny_rows, tiny_tokenizer
 
 TEXTS = [row["context"] for row in tiny_rows(40, seed=5)] + ["Zebra, 1999!"]
@@ -83,6 +85,19 @@ def test_tokenizers_that_cannot_mask_are_refused(tmp_path: Path) -> None:
     tokenizer.mask_token = None
     with pytest.raises(ModelError, match="has no mask token"):
         spec(tokenizer)
+
+
+def test_a_line_that_is_no_text_is_a_bad_row_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes(b"\xef\xbb\xbfa lamp\r\n\ncaf\xe9 noir\n a\0b\n a boat")
+    rows, bad, notes = read_lines(path), BadRows("skip"), []
+    assert texts_of(rows, None, str(path), bad, notes) == ["a lamp", " a boat"]
+    assert bad.messages == [
+        f"{path}:3: is not UTF-8 (byte 0xe9 at position 3 of the line)",
+        f"{path}:4: holds a NUL character: is it text, and UTF-8?",
+    ]
+    with pytest.raises(DataError, match=r"data.txt:3: is not UTF-8 .*--on_bad_rows skip leaves such rows out"):
+        texts_of(rows, None, str(path), BadRows("error"), notes)
 
 
 # ---- streaming
