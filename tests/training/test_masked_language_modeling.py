@@ -158,11 +158,17 @@ def test_a_distilled_step_is_the_same_however_it_is_cut(top_k: int, world: dict[
         assert ours == pytest.approx(theirs, rel=2e-6), term
 
 
-def test_a_stream_read_ahead_is_the_same_stream(world: dict[str, Any], tmp_path: Path) -> None:
-    options = {"streaming": True, "line_by_line": True, "max_steps": 3}
+def test_a_stream_read_ahead_is_the_same_stream_and_says_what_it_left_out(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"".join(b"caf\xe9 %d\n" % n for n in range(6)) + world["train_file"].read_bytes())
+    options = {"streaming": True, "line_by_line": True, "max_steps": 3, "train_file": bad, "on_bad_rows": "skip"}
     one = run(world, tmp_path / "one", **options)
     other = run(world, tmp_path / "other", **options, dataloader_num_workers=1)
     assert losses(one) == losses(other)
+    said = f"of the rows that were read, training left out 6 bad rows: {bad}: the line at byte 0 is not UTF-8 (byte 0xe9); "
+    assert capsys.readouterr().out.count(said) == 2
 
 
 @pytest.mark.exhaustive
