@@ -26,6 +26,7 @@ from sparse_accel.tasks.text_labels import (
     BadLabelError,
     LabelKind,
     LabelSet,
+    class_names,
     glue_labels,
     label_kind,
     label_set,
@@ -249,7 +250,7 @@ class _Loader:
         self.label_column = options.label_column_name or "label"
         self.labels: LabelSet | None = None
         self.num_dropped = 0
-        self._reader = SplitReader(options, notes, self._read_file, self._split_of_data_set)
+        self._reader = SplitReader(options, notes, self._read_file, self._split_of_data_set, self._classes)
 
     def split(self, name: SplitName, max_samples: int | None) -> Split:
         """One split; its first `max_samples` rows. All of its rows count for the labels that there are."""
@@ -347,11 +348,18 @@ class _Loader:
             return kept
         labels = [example.label for example in kept]
         if self._reader.holds_out():
-            # A rare class may have all of its rows in the part that is held out.
+            # A class may have all of its rows but those without a text in the part that is held out.
             labels += self._labels_held_out()
         self.labels, notes = label_set(labels, kind, self.model_labels, source)
         self.notes.extend(notes)
         return kept
+
+    def _classes(self, rows: Sequence[Row]) -> list[str | None] | None:
+        """The class of each row; None where labels are no classes."""
+        columns, _ = text_columns(rows, self.named, self.label_column, self.glue, labelled=True)
+        assert columns.label is not None
+        labels = [(row.where, row.values.get(columns.label)) for row in rows]
+        return class_names(labels, are_classes=None if self.glue is None else not self.glue.is_regression)
 
     def _labels_held_out(self) -> list[Any]:
         rows, _ = self._reader.rows("validation")
