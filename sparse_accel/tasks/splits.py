@@ -103,6 +103,12 @@ class SplitReader:
                     f"--{SPLIT_OPTIONS[name][1]} {file} is not read: --dataset_name {options.dataset_name} comes first"
                 )
             split = self._split_of_data_set(name)
+            if name == "validation" and split not in self._splits() and "train" in self._splits():
+                raise DataError(
+                    f"the data set {options.dataset_name!r} has no split {split!r}; it has "
+                    f"{', '.join(map(repr, self._splits()))}: --validation_split_percentage N stands for N percent of its "
+                    "training rows, which are then held out of training"
+                )
             rows = read_data_set(options.dataset_name, options.dataset_config_name, split, options.cache_dir)
             return rows, f"{options.dataset_name} ({split})"
         if file is None:
