@@ -45,6 +45,14 @@ def read_lines(path: str | Path) -> list[Row]:
     return rows
 
 
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The columns of the first row that is one. Raises DataError where none is."""
+    whole = next((row for row in rows if row.problem is None), None)
+    if whole is None:
+        raise DataError(f"{rows[0].where}: {rows[0].problem}")
+    return list(whole.values)
+
+
 def text_column(names: Sequence[str], wanted: str | None, source: str, notes: list[str]) -> str:
     """Which of a row's columns holds the text: the wanted one, else the one called `text`, else the first, with a note.
     Raises DataError naming the nearest."""
@@ -66,10 +74,7 @@ def text_column(names: Sequence[str], wanted: str | None, source: str, notes: li
 def texts_of(rows: Sequence[Row], wanted: str | None, source: str, bad: BadRows, notes: list[str]) -> list[str]:
     """The texts of `rows` without the empty ones. Raises DataError for a missing column, for what is no text as `bad` says,
     and when nothing is left."""
-    whole = next((row for row in rows if row.problem is None), None)
-    if whole is None:
-        raise DataError(f"{rows[0].where}: {rows[0].problem}")
-    column = text_column(list(whole.values), wanted, source, notes)
+    column = text_column(columns_of(rows), wanted, source, notes)
     texts = []
     for row in rows:
         problem = row.problem or text_problem(row.values, column)
