@@ -139,7 +139,7 @@ def held_out_rows(num_rows: int, share: float, strata: Sequence[Hashable] | None
 
 def _apportioned(sizes: np.ndarray, total: int) -> np.ndarray:
     """`total` in parts as `sizes` (int [n]), rounded by largest remainder; each part is less than its size."""
-    counts = np.minimum(sizes * total // sizes.sum(), sizes - 1)
+    counts: np.ndarray = np.minimum(sizes * total // sizes.sum(), sizes - 1)
     lacking = sizes * total / sizes.sum() - counts
     for place in np.argsort(-lacking, kind="stable"):
         if counts.sum() == total:
