@@ -19,6 +19,7 @@ from sparse_accel.serving.scoring import (
     FolderScore,
     ScoreOptions,
     check_output_dir,
+    check_what_to_score,
     open_to_score,
     score,
     write_score,
@@ -193,8 +194,7 @@ def evaluate(
     from sparse_accel.folders.libraries import libraries_quiet
 
     asked = ScoreOptions(**_fields_of(ScoreOptions, options, "evaluate"))
-    if not asked.validation_file and not asked.dataset_name:
-        raise OptionError("evaluate: on what? give validation_file=FILE, or dataset_name=NAME")
+    check_what_to_score(asked)
     with libraries_quiet():
         if output_dir is not None:
             check_output_dir(Path(output_dir))

@@ -78,9 +78,14 @@ def _matches(pattern: str, names: Sequence[str], in_wrapper: Callable[[str], str
     return found
 
 
+def is_pattern(target: str) -> bool:
+    """Whether `target` is a `re:` pattern."""
+    return target.startswith(_REGEX)
+
+
 def pattern_problem(pattern: str) -> str | None:
     """What is wrong with a name or `re:` pattern whatever the model is, a clause; None for nothing."""
-    if pattern.startswith(_REGEX):
+    if is_pattern(pattern):
         try:
             re.compile(pattern.removeprefix(_REGEX))
         except re.error as error:
@@ -92,14 +97,14 @@ def _test(pattern: str, what: str) -> Callable[[str], bool]:
     problem = pattern_problem(pattern)
     if problem is not None:
         raise TargetError(f"{what}: {problem}")
-    if not pattern.startswith(_REGEX):
+    if not is_pattern(pattern):
         return lambda name: name == pattern
     expression = re.compile(pattern.removeprefix(_REGEX))
     return lambda name: expression.match(name) is not None
 
 
 def _hint(pattern: str, names: Sequence[str]) -> str:
-    if not pattern.startswith(_REGEX):
+    if not is_pattern(pattern):
         try:
             as_expression = re.compile(pattern)
         except re.error:

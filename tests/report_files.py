@@ -55,7 +55,7 @@ def history() -> list[dict[str, Any]]:
     for step in range(1, 9):
         epoch = step / 4
         losses = {"loss": 2.0 / step, "task_loss": 1.5 / step, "distillation_loss": 0.5 / step}
-        phase = "dense" if step <= 3 else "observing" if step <= 6 else "frozen"
+        phase = "float" if step <= 3 else "observing" if step <= 6 else "frozen"
         lines.append({"step": step, "epoch": epoch, **losses, "learning_rate": 1e-4 * (9 - step) / 8, "phase": phase})
         if step % 4 == 0:
             scores = {"eval_exact_match": 61.25 + step, "eval_f1": 71.5 + step, "eval_samples": 17}

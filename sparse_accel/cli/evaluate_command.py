@@ -50,6 +50,26 @@ def evaluate_command(
     dataset_config_name: Annotated[
         str | None, typer.Option("--dataset_config_name", help="Its configuration.", show_default=False)
     ] = None,
+    train_file: Annotated[
+        str | None,
+        typer.Option(
+            "--train_file",
+            help="Training's own file, of which the part is scored that one of the next two held out of training.",
+            show_default=False,
+        ),
+    ] = None,
+    validation_split_percentage: Annotated[
+        int | None,
+        typer.Option(
+            "--validation_split_percentage",
+            help="How much training held out, as its command said: the same rows are scored.",
+            show_default=False,
+        ),
+    ] = None,
+    validation_ratio: Annotated[
+        float | None,
+        typer.Option("--validation_ratio", help="The same as a share: 0.1 is 10 percent.", show_default=False),
+    ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,18 +166,22 @@ def evaluate_command(
 ) -> int:
     """Score deployments (ONNX Runtime, OpenVINO) and model folders (torch) with the features and metrics of training."""
     engines = _engines(engine or [], folders)
-    if not validation_file and not dataset_name:
-        raise OptionError("evaluate: on what? pass --validation_file FILE, or --dataset_name NAME")
-    names = _column_names(folders, engines)
-    folders = model_folders(folders, "FOLDER", zoo)
-    from rich.console import Console
-
-    from sparse_accel.serving.scoring import ScoreOptions, check_output_dir, open_to_score, score, write_score
+    from sparse_accel.serving.scoring import (
+        ScoreOptions,
+        check_output_dir,
+        check_what_to_score,
+        open_to_score,
+        score,
+        write_score,
+    )
 
     options = ScoreOptions(
         validation_file=validation_file,
         dataset_name=dataset_name,
         dataset_config_name=dataset_config_name,
+        train_file=train_file,
+        validation_split_percentage=validation_split_percentage,
+        validation_ratio=validation_ratio,
         max_eval_samples=max_eval_samples,
         max_seq_length=max_seq_length,
         doc_stride=doc_stride,
@@ -178,6 +202,11 @@ def evaluate_command(
         cache_dir=cache_dir,
         overwrite_cache=overwrite_cache,
     )
+    check_what_to_score(options)
+    names = _column_names(folders, engines)
+    folders = model_folders(folders, "FOLDER", zoo)
+    from rich.console import Console
+
     places: list[Path | None] = [None] * len(folders)
     if output_dir is not None:
         places = [output_dir / name if len(folders) > 1 else output_dir for name in names]

@@ -34,12 +34,16 @@ def new_config(model_type: str, overrides: str | None, task: Any, tokenizer: Any
 
 
 def _override(config: Any, pair: str) -> None:
+    from transformers.activations import ACT2FN
+
     name, found, value = (part.strip() for part in pair.partition("="))
     if not found:
         raise OptionError(f"--config_overrides: {pair!r} should be name=value, several with commas between")
     known = config.to_dict()
     if name not in known:
         raise OptionError(f"--config_overrides: a {config.model_type} config has no {name!r}{suggestion(name, known)}")
+    if "act" in name and str(known[name]) in ACT2FN and value not in ACT2FN:
+        raise OptionError(f"--config_overrides: {name}: there is no activation {value!r}{suggestion(value, ACT2FN)}")
     try:
         config.update_from_string(f"{name}={value}")
     except ValueError as error:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_accel.compress.plan import CompressionPlan, request_masks
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.parameter_targets import ParameterTargets, maskable
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, mask_knobs, maskable
 from sparse_accel.session import Session
 from sparse_accel.timeline import Clock
 
@@ -34,8 +34,7 @@ class ConstantPruningModifier(Modifier):
         return self
 
     def owns(self) -> frozenset[str]:
-        targets = (self.params,) if isinstance(self.params, str) else self.params
-        return frozenset(f"mask:{target}" for target in targets)
+        return mask_knobs((self.params,) if isinstance(self.params, str) else self.params)
 
     def problems(self, num_epochs: float) -> Iterator[str]:
         if self.interval.start >= num_epochs:

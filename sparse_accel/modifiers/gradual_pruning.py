@@ -27,7 +27,7 @@ from sparse_accel.compress.masks import (
 from sparse_accel.compress.plan import CompressionPlan, masked_layers, request_masks
 from sparse_accel.errors import RecipeError
 from sparse_accel.modifiers.base import Modifier
-from sparse_accel.modifiers.parameter_targets import ParameterTargets, check_patterns, maskable
+from sparse_accel.modifiers.parameter_targets import ParameterTargets, check_patterns, mask_knobs, maskable
 from sparse_accel.session import Session
 from sparse_accel.targets import ALL_PRUNABLE
 from sparse_accel.timeline import Clock, Interval
@@ -220,7 +220,7 @@ class GradualPruning(Modifier):
 
     def owns(self) -> frozenset[str]:
         targets = [(names,) if isinstance(names, str) else names for _, names in self.groups]
-        return frozenset(f"mask:{target}" for names in targets for target in names)
+        return mask_knobs([target for names in targets for target in names])
 
     def problems(self, num_epochs: float) -> Iterator[str]:
         assert self.end_epoch is not None

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_accel.compress.plan import prunable_parameters
 from sparse_accel.errors import TargetError
-from sparse_accel.targets import is_keyword, match_parameters, pattern_problem
+from sparse_accel.targets import ALL, is_keyword, match_parameters, pattern_problem
 
 
 def _keyword_or_names(value: Any) -> Any:
@@ -31,6 +31,14 @@ def check_patterns(patterns: Iterable[str]) -> None:
 
 
 ParameterTargets = Annotated[str | tuple[str, ...], BeforeValidator(_keyword_or_names)]
+
+
+def mask_knobs(targets: Iterable[str]) -> frozenset[str]:
+    """What a modifier owns that masks `targets`: `mask:...` for each, keywords in capitals. `mask` alone stands for __ALL__: it
+    is the same knob as any of the others, since each of them masks something."""
+    keywords = {target: target.upper() for target in targets if is_keyword(target)}
+    names = [keywords.get(target, target) for target in targets]
+    return frozenset("mask" if name == ALL else f"mask:{name}" for name in names)
 
 
 def resolve(targets: str | tuple[str, ...], model: nn.Module) -> list[str]:

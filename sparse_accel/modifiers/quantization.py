@@ -33,7 +33,7 @@ from sparse_accel.compress.ranges import Phase, set_phase
 from sparse_accel.errors import RecipeError, TargetError, suggestion
 from sparse_accel.modifiers.base import Epoch, Modifier
 from sparse_accel.session import Session
-from sparse_accel.targets import match_modules
+from sparse_accel.targets import is_pattern, match_modules, pattern_problem
 from sparse_accel.timeline import Clock
 
 _log = logging.getLogger(__name__)
@@ -190,6 +190,20 @@ class QuantizationModifier(Modifier):
     strict: Flag = True
 
     _observer_settings = field_validator("activation_qconfig_kwargs", "weight_qconfig_kwargs")(_check_observer_settings)
+
+    @field_validator("submodules")
+    @classmethod
+    def _are_patterns(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for problem in filter(None, map(pattern_problem, names or ())):
+            raise ValueError(f"has a bad pattern: {problem}")
+        return names
+
+    @field_validator("ignore", "scheme_overrides", "exclude_module_types")
+    @classmethod
+    def _are_no_patterns(cls, names: Any) -> Any:
+        for name in filter(is_pattern, names or ()):
+            raise ValueError(f"takes no patterns, only names of modules or of their types: {name!r} can mean none")
+        return names
 
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:

@@ -104,7 +104,7 @@ class Recipe:
         for modifier in self.modifiers:
             with self._at(modifier):
                 modifier.plan(plan, model)
-        masking = [modifier for modifier in self.modifiers if any(knob.startswith("mask:") for knob in modifier.owns())]
+        masking = [modifier for modifier in self.modifiers if any(_kind(knob) == "mask" for knob in modifier.owns())]
         for one, other in combinations(masking, 2):
             shared = [name for name in plan.masked_by(one) if name in set(plan.masked_by(other))]
             if shared and _overlap(one, other):
@@ -470,7 +470,12 @@ def _same_knob(one: str, other: str) -> bool:
 
 
 def _stays_set(knobs: list[str]) -> bool:
-    return all(knob.partition(":")[0] in _STAYS_SET for knob in knobs)
+    return all(_kind(knob) in _STAYS_SET for knob in knobs)
+
+
+def _kind(knob: str) -> str:
+    """`lr` of `lr:0`, `mask` of `mask:re:.*query.*`."""
+    return knob.partition(":")[0]
 
 
 def _takes_over(one: Modifier, other: Modifier) -> bool:

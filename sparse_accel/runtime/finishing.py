@@ -29,6 +29,7 @@ from sparse_accel.runtime.gathering import whole_module
 from sparse_accel.runtime.model_card import model_card
 from sparse_accel.runtime.options import METRICS, QA, describe_command
 from sparse_accel.runtime.run_facts import run_facts
+from sparse_accel.runtime.together import on_main
 from sparse_accel.runtime.tracking import LOG_FILE, TRACKERS_FOLDER, clock_time
 from sparse_accel.tasks.base import prediction_file
 
@@ -46,7 +47,8 @@ def scores(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Evaluate, predict, fold, write and show; what `all_results.json` holds, on every rank. Raises InvariantError when what
+    """Evaluate, predict, fold, write and show; what `all_results.json` holds, on every rank: without training, what it held
+    stays, but for the scores that are new. Raises InvariantError when what
     was written is not what was trained."""
     options, session, state = run.options, run.session, run.state
     files: dict[str, Any] = {}
@@ -69,9 +71,13 @@ def finish(run: Run) -> dict[str, Any]:
         files |= {prediction_file("predict", name): content for name, content in prediction.scored.files.items()}
         files["predict_results.json"] = prediction.metrics | _evaluate_more(run, run.data.more_test, "predict", files)
         results |= files["predict_results.json"]
-    files["all_results.json"] = {"epoch": round(state.clock.epoch, 4), **results} if options.do_train else results
     if options.do_train:
-        files["trainer_state.json"] = {
+        files[outputs.RESULTS_FILE] = {"epoch": round(state.clock.epoch, 4), **results}
+    else:
+        before = on_main(session.accelerator, lambda: outputs.earlier_results(run.output_dir))
+        files[outputs.RESULTS_FILE] = before | results
+    if options.do_train:
+        files[outputs.STATES_FILE] = {
             "global_step": state.clock.step,
             "epoch": state.clock.epoch,
             "best_metric": state.best_metric,
@@ -82,7 +88,7 @@ def finish(run: Run) -> dict[str, Any]:
     module = whole_module(session)
     if module is not None:
         _publish(run, module, files, results)
-    return dict(files["all_results.json"])
+    return dict(files[outputs.RESULTS_FILE])
 
 
 def _evaluate_more(run: Run, splits: Mapping[str, Split], prefix: str, files: dict[str, Any]) -> dict[str, float]:
@@ -109,7 +115,8 @@ def _publish(run: Run, module: nn.Module, files: dict[str, Any], results: dict[s
     outputs.publish(
         run.output_dir,
         lambda folder: _write_all(run, module, folder, files, card, plan, ranges),
-        replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE),
+        # Where nothing was trained, they are those of the model that stays.
+        replaced=(PLAN_FILE, RANGES_FILE, RECIPE_FILE) if options.do_train else (),
     )
     outputs.record_files(run.output_dir, [LOG_FILE, TRACKERS_FOLDER])
     if options.do_train:

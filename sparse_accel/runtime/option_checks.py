@@ -367,7 +367,8 @@ def _check_folders(options: TrainOptions, changed: Collection[str]) -> None:
         if not source or (name == "distill_teacher" and source in ("self", "disable")):
             continue
         check_source(source, f"--{name}", weights=name in ("model_name_or_path", "distill_teacher"))
-        if output.exists() and Path(source).exists() and output.samefile(source):
+        # Without training, the model stays where it is.
+        if options.do_train and output.exists() and Path(source).exists() and output.samefile(source):
             raise OutputError(
                 f"--output_dir and --{name} are the same folder, {output}: the run would overwrite what it reads"
             )

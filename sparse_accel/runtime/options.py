@@ -134,7 +134,8 @@ class TrainOptions:
     # ---- what to run
     output_dir: str = _option("Folder for the model, its checkpoints and results.", GROUP_RUN, shapes_weights=False)
     overwrite_output_dir: bool = _option(
-        "Start anew in an output folder that holds an earlier run. Only files that such a run wrote are touched.",
+        "Start anew in an output folder that holds an earlier run. Only files that such a run wrote are touched; without"
+        " --do_train its model and checkpoints stay, and its scores are replaced by the new ones.",
         GROUP_RUN,
         False,
         shapes_weights=False,

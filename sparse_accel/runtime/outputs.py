@@ -13,21 +13,21 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparse_accel.errors import OutputError
-from sparse_accel.folders.publishing import make_readable
+from sparse_accel.folders.publishing import RUN_FILE, RUN_FORMAT, make_readable
 from sparse_accel.runtime.checkpoint import STATE_FILE, checkpoints, is_ours, write_json
 
-RUN_FILE = "run.json"
 # Beside the checkpoints of a run that was told to end: launchers turn its exit code into one of their own.
 PREEMPTED_FILE = "preempted.json"
 RESULTS_FILE = "all_results.json"
-FORMAT = 1
+# What only a run that trained leaves.
+STATES_FILE = "trainer_state.json"
 
 # What a finished run leaves in its folder, whatever the model: --overwrite_output_dir replaces none of it unless it is ours.
 _WRITTEN = frozenset(
     {
         "README.md", "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
         "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "recipe.yaml",
-        "compression_plan.json", "quantization.safetensors", "trainer_state.json", "train_log.jsonl", RESULTS_FILE,
+        "compression_plan.json", "quantization.safetensors", STATES_FILE, "train_log.jsonl", RESULTS_FILE,
         "train_results.json", "eval_results.json", "predict_results.json", "eval_predictions.json",
         "eval_nbest_predictions.json", "eval_null_odds.json", "predict_predictions.json",
         "predict_nbest_predictions.json", "predict_null_odds.json", "report.html", "report.json", RUN_FILE,
@@ -37,11 +37,13 @@ _WRITTEN = frozenset(
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: fresh, or from a checkpoint; `message` tells the user, `clears` says that old files go first."""
+    """How a run begins: fresh, or from a checkpoint; `message` tells the user, `clears` says that old files go first, `joins`
+    that the folder stays that of the run whose model is there, to which only scores are added."""
 
     checkpoint: Path | None
     message: str | None
     clears: bool = False
+    joins: bool = False
 
 
 def fingerprint(identity: Mapping[str, Any], recipe_text: str, train_file: str | None) -> dict[str, Any]:
@@ -59,13 +61,23 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: bool, resume: str | bool | None) -> Start:
-    """Whether this run may use `output_dir`, and from where it begins; writes nothing.
+def decide_start(
+    output_dir: Path, command: Mapping[str, Any], *, overwrite: bool, resume: str | bool | None, trains: bool = True
+) -> Start:
+    """Whether this run may use `output_dir`, and from where it begins; writes nothing. One that does not train takes no trained
+    model away.
 
     Raises OutputError when the folder holds something else than this command's own unfinished run.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise OutputError(f"--output_dir {output_dir} is a file; name a folder")
+    if not trains and _holds_training(output_dir):
+        if not overwrite:
+            raise OutputError(
+                f"--output_dir {output_dir} holds a training run; name another folder, or give --overwrite_output_dir to put "
+                "these scores in the place of its own (its model and checkpoints stay as they are)"
+            )
+        return Start(None, f"the scores join the run in {output_dir}, whose model and checkpoints stay", joins=True)
     named = Path(resume) if isinstance(resume, str) else None
     if named is not None and not (named / STATE_FILE).is_file():
         raise OutputError(f"--resume_from_checkpoint {named}: no complete checkpoint there ({STATE_FILE} is missing)")
@@ -101,6 +113,24 @@ def decide_start(output_dir: Path, command: Mapping[str, Any], *, overwrite: boo
     return Start(
         None, f"{output_dir} holds an earlier start of this command without a checkpoint; starting from the beginning"
     )
+
+
+def _holds_training(output_dir: Path) -> bool:
+    """Whether a run of `train` left a model or checkpoints here."""
+    if not output_dir.is_dir() or _run_document(output_dir) is None:
+        return False
+    return STATES_FILE in _own_files(output_dir) or bool(checkpoints(output_dir))
+
+
+def earlier_results(output_dir: Path) -> dict[str, Any]:
+    """What the `all_results.json` of the run in `output_dir` holds; nothing where there is none that can be read."""
+    if RESULTS_FILE not in _own_files(output_dir):
+        return {}
+    try:
+        found = json.loads((output_dir / RESULTS_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_other_command(output_dir: Path, command: Mapping[str, Any]) -> None:
@@ -145,7 +175,7 @@ def _run_document(output_dir: Path) -> dict[str, Any] | None:
         document = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OutputError(f"{path} is damaged ({error}); give --overwrite_output_dir to start anew") from error
-    ours = isinstance(document, dict) and document.get("sparse_accel_run") == FORMAT
+    ours = isinstance(document, dict) and document.get("sparse_accel_run") == RUN_FORMAT
     return document if ours and isinstance(document.get("command"), dict) else None
 
 
@@ -188,7 +218,12 @@ def open_folder(output_dir: Path, command: Mapping[str, Any], argv: list[str], *
         else:
             _clear_partials(output_dir)
         (output_dir / PREEMPTED_FILE).unlink(missing_ok=True)
-        document = {"sparse_accel_run": FORMAT, "command": dict(command), "argv": argv, "files": _own_files(output_dir)}
+        document = {
+            "sparse_accel_run": RUN_FORMAT,
+            "command": dict(command),
+            "argv": argv,
+            "files": _own_files(output_dir),
+        }
         write_json(output_dir / RUN_FILE, document)
     except OSError as error:
         raise OutputError(f"--output_dir {output_dir} cannot be written: {error}") from error

@@ -42,7 +42,7 @@ from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import setup
 from sparse_accel.runtime.backends import backend_of
 from sparse_accel.runtime.batches import MicroBatch
-from sparse_accel.runtime.finishing import check_saved, fold_to_publish, write_compression
+from sparse_accel.runtime.finishing import RECIPE_FILE, check_saved, fold_to_publish, write_compression
 from sparse_accel.runtime.gathering import whole_copy
 from sparse_accel.runtime.invariants import require_zeros
 from sparse_accel.runtime.preparing import refuse_late_quantization
@@ -328,7 +328,8 @@ class AttachedRecipe:
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write the model as it is now: a plain Hugging Face folder, its pruned weights exactly zero, with the plan and the
-        ranges that `sparse_accel export` wants. Training may go on. Every rank calls this.
+        ranges that `sparse_accel export` wants. Training may go on. Every rank calls this. In a folder that was there, what
+        an earlier model or run left about itself goes: its recipe, report and scores are not this model's.
 
         Raises OutputError, and InvariantError where what was written is not what was trained.
         """
@@ -379,7 +380,7 @@ class AttachedRecipe:
 
     def _write(self, module: Any, folder: Path, tokenizer: Any) -> None:
         folded = fold_to_publish(module, self.plan)
-        with published_model(folder) as partial:
+        with published_model(folder, replaced=(RECIPE_FILE,)) as partial:
             module.save_pretrained(partial)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)

@@ -20,11 +20,12 @@ from sparse_accel.runtime.host_copies import free_host_memory
 from sparse_accel.runtime.invariants import require_promises
 from sparse_accel.runtime.options import LOWER_IS_BETTER, METRICS, TrainOptions
 from sparse_accel.runtime.preemption import Preempted, StopRequest
-from sparse_accel.runtime.together import on_main
+from sparse_accel.runtime.together import from_all, on_main
 from sparse_accel.runtime.training import Reading, TrainState, read_window
 from sparse_accel.session import Session
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.collating import Collate
+from sparse_accel.tasks.rows import MOST_COUNTED, counted_and_named
 from sparse_accel.timeline import Clock
 
 
@@ -316,6 +317,7 @@ class Run:
         self.settle_save()
         self.screen.stop_training()
         self.state.seconds += time.perf_counter() - self.started
+        self._tell_of_skipped_rows()
         require_promises(self.session, self.state)
         best = self.state.best_checkpoint
         if self.options.load_best_model_at_end and best is not None:
@@ -324,6 +326,19 @@ class Run:
             after = self.options.best_model_after_epoch
             since = "" if after is None else f" after epoch {after:g}"
             self.screen.warn(f"no checkpoint was scored{since}: the last model is kept")
+
+    def _tell_of_skipped_rows(self) -> None:
+        """Count the rows that a stream left out, over all ranks; those that were never read cannot be known."""
+        stream = self.data.stream
+        if stream is None:
+            return
+        skipped: dict[int, str] = {}
+        for part in from_all(self.session.accelerator, dict(stream.skipped)):
+            skipped |= {place: problem for place, problem in part.items() if problem or place not in skipped}
+        if skipped:
+            named_first = sorted(skipped.values(), key=lambda problem: not problem)
+            least = "at least " if len(skipped) >= MOST_COUNTED else ""
+            self.screen.say(f"of the rows that were read, training left out {least}{counted_and_named(named_first)}")
 
     def _return_to(self, best: str) -> None:
         """Put the best checkpoint's model in place of the last, with masks and quantizers as they were then."""
@@ -340,7 +355,8 @@ def _nothing() -> None:
     """The part of the other ranks in what the main process writes."""
 
 
-PHASE_NAMES = {Phase.OFF: "dense", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
+# Of quantization alone: a float model may be sparse, and pruning may be under way.
+PHASE_NAMES = {Phase.OFF: "float", Phase.OBSERVE: "observing", Phase.FROZEN: "frozen"}
 
 
 def current_phase(model: torch.nn.Module) -> Phase:

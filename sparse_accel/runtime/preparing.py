@@ -76,7 +76,11 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     start = on_main(
         accelerator,
         lambda: outputs.decide_start(
-            output_dir, command, overwrite=options.overwrite_output_dir, resume=options.resume_from_checkpoint
+            output_dir,
+            command,
+            overwrite=options.overwrite_output_dir,
+            resume=options.resume_from_checkpoint,
+            trains=options.do_train,
         ),
     )
     regrouped: list[str] = []
@@ -114,7 +118,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
         )
         teacher = settle(parts.teacher, asking, loader, last_step)
 
-    open_folder(accelerator, output_dir, command, clears=start.clears)
+    if not start.joins:
+        open_folder(accelerator, output_dir, command, clears=start.clears)
     session = build_session(options, recipe, parts, loader, teacher, total_steps, accelerator, backend)
     # From here on each rank draws its own random numbers: dropout must not be the same everywhere.
     torch.manual_seed(options.seed + accelerator.process_index)

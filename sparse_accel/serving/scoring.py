@@ -33,6 +33,9 @@ class ScoreOptions:
     validation_file: str | None = None
     dataset_name: str | None = None
     dataset_config_name: str | None = None
+    train_file: str | None = None
+    validation_split_percentage: int | None = None
+    validation_ratio: float | None = None
     max_eval_samples: int | None = None
     max_seq_length: int | None = None
     doc_stride: int | None = None
@@ -87,6 +90,37 @@ class FolderScore:
         }
 
 
+def check_what_to_score(options: ScoreOptions) -> None:
+    """Raise OptionError unless the options name data: a file, a data set, or the part of training data that was held out."""
+    held_out = [
+        name for name in ("validation_split_percentage", "validation_ratio") if getattr(options, name) is not None
+    ]
+    if options.validation_file and (options.train_file or held_out):
+        extra = "train_file" if options.train_file else held_out[0]
+        raise OptionError(f"--validation_file and --{extra}: score the file, or what training held out; one of them")
+    if options.train_file and options.dataset_name:
+        raise OptionError("--dataset_name and --train_file: the data comes from the hub or from a file, not both")
+    if len(held_out) > 1:
+        raise OptionError(f"--{held_out[0]} and --{held_out[1]}: say the same; choose one")
+    if options.train_file and not held_out:
+        raise OptionError(
+            "--train_file: say how much of it training held out, as its command did: --validation_split_percentage N or "
+            "--validation_ratio R (masked language modeling holds 5 percent out by itself); the same rows are then scored"
+        )
+    if held_out and not options.train_file and not options.dataset_name:
+        raise OptionError(f"--{held_out[0]}: of what? pass training's --train_file FILE, or its --dataset_name NAME")
+    percentage, ratio = options.validation_split_percentage, options.validation_ratio
+    if percentage is not None and not 0 < percentage < 100:
+        raise OptionError(f"--validation_split_percentage: must lie between 0 and 100, got {percentage}")
+    if ratio is not None and not 0 < ratio < 1:
+        raise OptionError(f"--validation_ratio: must lie between 0 and 1, got {ratio:g}")
+    if not (options.validation_file or options.dataset_name or options.train_file):
+        raise OptionError(
+            "evaluate: on what? pass --validation_file FILE, or --dataset_name NAME, or, for what training held out, "
+            "--train_file FILE and its --validation_split_percentage N"
+        )
+
+
 def open_to_score(
     folder: str | Path, options: ScoreOptions, *, engine: str | None = None, threads: int | None = None
 ) -> Opened:
@@ -110,6 +144,7 @@ _OWNERS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("question_column", "context_column", "answer_column"), (TASK,)),
     "task_name": ("text_classification", "token_classification"),
     "input_column_names": ("text_classification",),
+    "validation_ratio": ("text_classification",),
     "text_column_name": ("token_classification", "masked_language_modeling"),
     "label_column_name": ("text_classification", "token_classification"),
     "return_entity_level_metrics": ("token_classification",),

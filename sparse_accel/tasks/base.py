@@ -131,6 +131,11 @@ class Stream(Protocol):
         """The lanes `own`, int64 [n], of the `num_lanes` that a step has features, from their beginnings."""
         ...
 
+    @property
+    def skipped(self) -> Mapping[int, str]:
+        """The rows that were read so far and left out: by place, each once however often it was read, what is wrong."""
+        ...
+
 
 @dataclass(frozen=True)
 class TaskData:

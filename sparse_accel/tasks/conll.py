@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from sparse_accel.errors import DataError
-from sparse_accel.tasks.reading import Row, read_text
+from sparse_accel.tasks.reading import Row, read_text_lines
 
 # What the first column of a line between documents says.
 DOCUMENT = "-DOCSTART-"
@@ -19,7 +19,7 @@ def read_conll(path: Path, words: str, tags: str) -> list[Row]:
 
     Columns are separated by tabs where the line has one, else by spaces; the first is the word, the last the tag. A line of
     white space alone ends a sentence, and so does one that begins with -DOCSTART-. A line that has not as many columns as
-    the first makes its sentence a bad row. Raises DataError as `read_file` does.
+    the first, or is not UTF-8, makes its sentence a bad row. Raises DataError as `read_file` does.
     """
     rows = []
     num_columns: int | None = None
@@ -37,8 +37,8 @@ def read_conll(path: Path, words: str, tags: str) -> list[Row]:
         sentence.clear()
         malformed = None
 
-    # Only "\n" ends a line: a word may hold what str.splitlines takes for another end.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    lines, problems = read_text_lines(path)
+    for number, line in enumerate(lines, start=1):
         cells = _cells(line.rstrip("\r"))
         if not cells or cells[0] == DOCUMENT:
             finish()
@@ -47,6 +47,8 @@ def read_conll(path: Path, words: str, tags: str) -> list[Row]:
             start = number
         if num_columns is None:
             num_columns = len(cells)
+        if number in problems and malformed is None:
+            malformed = Row(f"{path}:{number}", {}, problems[number])
         if len(cells) != num_columns and malformed is None:
             found = f"{line.strip()[:40]!r} has {_columns(len(cells))}"
             problem = f"{found}, and the lines before it have {num_columns}: a word, and last its tag"

@@ -20,10 +20,10 @@ from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextSpec, encode_all, in_chunks, num_maskable, text_spec, vocabulary_size
 from sparse_accel.tasks.mlm_masking import EVALUATION, NOT_MASKED, Masking
-from sparse_accel.tasks.mlm_rows import read_lines, texts_of
+from sparse_accel.tasks.mlm_rows import TEXT_COLUMN, columns_of, read_lines, text_column, texts_of
 from sparse_accel.tasks.mlm_streaming import open_stream
-from sparse_accel.tasks.reading import data_set_splits, read_data_set
-from sparse_accel.tasks.rows import BadRows
+from sparse_accel.tasks.reading import Row, data_set_splits, read_data_set
+from sparse_accel.tasks.rows import BadRows, KnownColumns
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 
 # Where neither tokenizer nor model sets a lower limit and nobody says how long, as in Hugging Face's script.
@@ -205,13 +205,14 @@ class _Loader:
         self.spec = spec
         self.notes = notes
         self.num_dropped = 0
+        self._known: KnownColumns | None = None
         self._reader = SplitReader(options, notes, read_lines)
 
     def split(self, name: SplitName, max_samples: int | None) -> Split:
         """One split; `max_samples` limits the features."""
         rows, source = self._reader.rows(name)
         bad = BadRows(self.options.on_bad_rows)
-        texts = texts_of(rows, self.options.text_column_name, source, bad, self.notes)
+        texts = texts_of(rows, self._column(rows, source), source, bad, self.notes)
         texts += self._more_texts(name, bad)
         if bad.messages:
             self.notes.append(bad.note(source))
@@ -220,6 +221,17 @@ class _Loader:
         if num_maskable(features) == 0:
             raise DataError(f"{source}: its text has no tokens")
         return Split(features, texts)
+
+    def _column(self, rows: Sequence[Row], source: str) -> str | None:
+        """The column with the text: the one that was asked for, else that of other data; None for the usual one. Lines of a text
+        file have no other."""
+        wanted, names = self.options.text_column_name, columns_of(rows)
+        if wanted is not None or names == [TEXT_COLUMN]:
+            return wanted
+        if self._known is None:
+            name = text_column(names, None, source, self.notes)
+            self._known = KnownColumns({"text": name}, source)
+        return self._known.require("text", source, names, "--text_column_name")
 
     def _more_texts(self, name: SplitName, bad: BadRows) -> list[str]:
         """The texts of `--dataset_name_2`, if there is one."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sparse_accel.errors import DataError, suggestion
-from sparse_accel.tasks.reading import FORMATS, Row, kind_of, read_file, read_text
+from sparse_accel.tasks.reading import FORMATS, Row, kind_of, read_file, read_text_lines
 from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
 
 # The column of a text in rows, where nobody says otherwise; a line of a text file is a row with it alone.
@@ -24,7 +24,8 @@ def plain_suffix(path: Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[Row]:
-    """The rows of a data file: lines of text, or what `reading.read_file` reads. Raises DataError."""
+    """The rows of a data file: lines of text, of which those that are none are bad rows, or what `reading.read_file` reads.
+    Raises DataError."""
     path = Path(path)
     suffix = plain_suffix(path)
     if suffix not in TEXT_SUFFIXES:
@@ -34,14 +35,22 @@ def read_lines(path: str | Path) -> list[Row]:
                 f"{path}: cannot tell the format from the name; it should end in {known} (or in that and .gz)"
             )
         return read_file(path)
-    text = read_text(path)
-    nul = text.find("\0")
-    if nul >= 0:
-        raise DataError(f"{path}:{text.count(chr(10), 0, nul) + 1}: holds a NUL character: is it text, and UTF-8?")
-    return [
-        Row(f"{path}:{number}", {TEXT_COLUMN: line.rstrip("\r")})
-        for number, line in enumerate(text.split("\n"), start=1)
-    ]
+    lines, problems = read_text_lines(path)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        problem = problems.get(number)
+        if problem is None and "\0" in line:
+            problem = "holds a NUL character: is it text, and UTF-8?"
+        rows.append(Row(f"{path}:{number}", {} if problem else {TEXT_COLUMN: line.rstrip("\r")}, problem))
+    return rows
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The columns of the first row that is one. Raises DataError where none is."""
+    whole = next((row for row in rows if row.problem is None), None)
+    if whole is None:
+        raise DataError(f"{rows[0].where}: {rows[0].problem}")
+    return list(whole.values)
 
 
 def text_column(names: Sequence[str], wanted: str | None, source: str, notes: list[str]) -> str:
@@ -65,10 +74,7 @@ def text_column(names: Sequence[str], wanted: str | None, source: str, notes: li
 def texts_of(rows: Sequence[Row], wanted: str | None, source: str, bad: BadRows, notes: list[str]) -> list[str]:
     """The texts of `rows` without the empty ones. Raises DataError for a missing column, for what is no text as `bad` says,
     and when nothing is left."""
-    whole = next((row for row in rows if row.problem is None), None)
-    if whole is None:
-        raise DataError(f"{rows[0].where}: {rows[0].problem}")
-    column = text_column(list(whole.values), wanted, source, notes)
+    column = text_column(columns_of(rows), wanted, source, notes)
     texts = []
     for row in rows:
         problem = row.problem or text_problem(row.values, column)

@@ -21,6 +21,7 @@ from sparse_accel.tasks.features import Features, concatenate
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec
 from sparse_accel.tasks.mlm_rows import TEXT_SUFFIXES, plain_suffix, text_column, text_problem
 from sparse_accel.tasks.reading import kind_of, open_data_set
+from sparse_accel.tasks.rows import MOST_COUNTED, NUM_ROWS_NAMED
 
 # How much a lane reads at a time: bytes of a file, rows of a data set.
 _BYTES: Final = 1 << 15
@@ -43,14 +44,24 @@ class TextSource(Protocol):
         ...
 
 
+class SkippedRows(dict[int, str]):
+    """What is wrong with the rows that were left out, by their place: a row counts once, however often it is read."""
+
+    def add(self, place: int, problem: str) -> None:
+        """Take note of a row, unless there are so many that they would fill the memory."""
+        if len(self) < MOST_COUNTED:
+            # The first few are named, the others counted.
+            self.setdefault(place, problem if len(self) < NUM_ROWS_NAMED else "")
+
+
 @dataclass(frozen=True)
 class LinesOfText:
-    """A text file, or one of JSON lines, whose texts are then in `column`; a place is a byte. With `skips_bad`, lines that
-    cannot be read are left out."""
+    """A text file, or one of JSON lines, whose texts are then in `column`; a place is a byte. Lines that cannot be read are
+    left out and noted in `skipped`, where there is one."""
 
     path: Path
     column: str | None = None
-    skips_bad: bool = False
+    skipped: SkippedRows | None = None
 
     @property
     def size(self) -> int:
@@ -75,9 +86,10 @@ class LinesOfText:
         for line in lines:
             try:
                 text = self._text(line, place)
-            except DataError:
-                if not self.skips_bad:
+            except DataError as error:
+                if self.skipped is None:
                     raise
+                self.skipped.add(place, str(error))
                 text = ""
             if text.strip():
                 texts.append(text)
@@ -111,12 +123,13 @@ class LinesOfText:
 
 @dataclass(frozen=True)
 class RowsOnDisk:
-    """A column of data sets of the `datasets` library, one after the other, which stay on disk; a place is a row."""
+    """A column of data sets of the `datasets` library, one after the other, which stay on disk; a place is a row. Rows without
+    text are left out and noted in `skipped`, where there is one."""
 
     data_sets: Sequence[Any]
     columns: Sequence[str]
     name: str
-    skips_bad: bool = False
+    skipped: SkippedRows | None = None
 
     @property
     def size(self) -> int:
@@ -135,8 +148,11 @@ class RowsOnDisk:
         column = self.columns[which]
         texts = self.data_sets[which][place - first : place - first + _ROWS][column]
         for at, text in enumerate(texts):
-            if not isinstance(text, str) and not self.skips_bad:
-                raise DataError(f"{self.name}: row {place + at + 1}: {column!r} should be text, it is {kind_of(text)}")
+            if not isinstance(text, str):
+                problem = f"{self.name}: row {place + at + 1}: {column!r} should be text, it is {kind_of(text)}"
+                if self.skipped is None:
+                    raise DataError(problem)
+                self.skipped.add(place + at, problem)
         return [text for text in texts if isinstance(text, str) and text.strip()], (place + len(texts)) % self.size
 
 
@@ -246,6 +262,7 @@ class TextStream:
 
     source: TextSource
     spec: TextSpec
+    skipped: SkippedRows
 
     def lanes(self, own: np.ndarray, num_lanes: int) -> Lanes:
         """The lanes `own` of `num_lanes`, from their beginnings."""
@@ -256,17 +273,19 @@ def open_stream(options: StreamOptions, spec: TextSpec, notes: list[str]) -> Tex
     """The training text of `options`, of which no more is read than shows that it is there. Raises DataError, and OptionError
     for what cannot be read from any place on."""
     source: TextSource
+    found = SkippedRows()
+    skipped = found if options.on_bad_rows == "skip" else None
     if options.dataset_name is not None:
-        source, name = _data_sets(options, options.dataset_name, notes)
+        source, name = _data_sets(options, options.dataset_name, skipped, notes)
     else:
         assert options.train_file is not None, "checked with the options"
-        source, name = _file(options, Path(options.train_file), notes), options.train_file
+        source, name = _file(options, Path(options.train_file), skipped, notes), options.train_file
     check_holds_text(source, name)
-    return TextStream(source, spec)
+    return TextStream(source, spec, found)
 
 
-def _file(options: StreamOptions, path: Path, notes: list[str]) -> TextSource:
-    suffix, skips_bad = plain_suffix(path), options.on_bad_rows == "skip"
+def _file(options: StreamOptions, path: Path, skipped: SkippedRows | None, notes: list[str]) -> TextSource:
+    suffix = plain_suffix(path)
     if path.suffix.lower() == ".gz":
         raise OptionError(
             f"--streaming: {path} is compressed and can only be read from its beginning; unpack it (gunzip --keep), or leave "
@@ -275,17 +294,17 @@ def _file(options: StreamOptions, path: Path, notes: list[str]) -> TextSource:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty")
     if suffix in TEXT_SUFFIXES:
-        return LinesOfText(path, None, skips_bad)
+        return LinesOfText(path, None, skipped)
     if suffix in (".jsonl", ".ndjson"):
-        names = _names_of_first(path, skips_bad)
-        return LinesOfText(path, text_column(names, options.text_column_name, str(path), notes), skips_bad)
+        names = _names_of_first(path, skips_bad=skipped is not None)
+        return LinesOfText(path, text_column(names, options.text_column_name, str(path), notes), skipped)
     raise OptionError(
         f"--streaming: {path}: lines of text ({', '.join(TEXT_SUFFIXES)}) and JSON lines (.jsonl) can be read from any place "
         "on; other files cannot, but as a data set of the `datasets` library (--dataset_name) they can"
     )
 
 
-def _names_of_first(path: Path, skips_bad: bool) -> list[str]:
+def _names_of_first(path: Path, *, skips_bad: bool) -> list[str]:
     """The columns of the first row of JSON lines; with `skips_bad`, of the first that is one. Raises DataError."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -304,7 +323,9 @@ def _names_of_first(path: Path, skips_bad: bool) -> list[str]:
     raise DataError(f"{path}: holds no text")
 
 
-def _data_sets(options: StreamOptions, name: str, notes: list[str]) -> tuple[RowsOnDisk, str]:
+def _data_sets(
+    options: StreamOptions, name: str, skipped: SkippedRows | None, notes: list[str]
+) -> tuple[RowsOnDisk, str]:
     wanted = [(name, options.dataset_config_name)]
     if options.dataset_name_2 is not None:
         wanted.append((options.dataset_name_2, options.dataset_config_name_2))
@@ -314,7 +335,7 @@ def _data_sets(options: StreamOptions, name: str, notes: list[str]) -> tuple[Row
         data_sets.append(data_set)
         columns.append(text_column(list(data_set.column_names), options.text_column_name, part, notes))
     whole = " and ".join(part for part, _ in wanted)
-    return RowsOnDisk(data_sets, columns, whole, options.on_bad_rows == "skip"), whole
+    return RowsOnDisk(data_sets, columns, whole, skipped), whole
 
 
 def _between(features: Features, first: int, last: int) -> Features:

@@ -18,10 +18,10 @@ from sparse_accel.tasks.features import Features, load_features, save_features
 from sparse_accel.tasks.files import cache_folder
 from sparse_accel.tasks.qa_postprocess import postprocess
 from sparse_accel.tasks.qa_windows import Question, WindowSpec, cut_windows, window_spec
-from sparse_accel.tasks.rows import BadRows
+from sparse_accel.tasks.rows import BadRows, KnownColumns
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.squad_metrics import Reference, squad_v1, squad_v2
-from sparse_accel.tasks.squad_rows import Example, check_rows, under_usual_names
+from sparse_accel.tasks.squad_rows import Example, check_rows, known_columns, under_known_names, under_usual_names
 
 # Tokens of a window where nobody says how many.
 _DEFAULT_LENGTH: Final = 384
@@ -140,6 +140,7 @@ class _Loader:
         self.spec = spec
         self.notes = notes
         self.num_dropped = 0
+        self._known: KnownColumns | None = None
         self._reader = SplitReader(options, notes)
 
     def split(self, name: SplitName, max_samples: int | None) -> Split:
@@ -151,7 +152,12 @@ class _Loader:
         # Test data may well lack the answers that training data have.
         named |= {"answers": options.answer_column} if name != "test" else {}
         rows = under_usual_names(rows, named)
-        examples, notes = check_rows(rows, bad, answers=self._answers_wanted(name))
+        answers = self._answers_wanted(name)
+        if self._known is None:
+            self._known = known_columns(rows, answers, source)
+        else:
+            rows = under_known_names(rows, self._known, answers)
+        examples, notes = check_rows(rows, bad, answers=answers)
         self.notes.extend(notes)
         examples = examples[:max_samples]
         unanswered = sum(not example.answer_texts for example in examples)

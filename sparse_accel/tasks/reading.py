@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -79,9 +80,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
     """The file as text, without a byte order mark; line ends are left as they are."""
-    data = _read_bytes(path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8")
+    data = _read_narrow(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,6 +91,42 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise DataError(f"{path}: is empty")
     return text
+
+
+def read_text_lines(path: Path) -> tuple[list[str], dict[int, str]]:
+    """The lines of a text file, as `read_text` reads it; and by its number, from 1 on, what is wrong with each that is not
+    UTF-8: there, the character U+FFFD stands for what cannot be read.
+
+    Only "\\n" ends a line: a text may hold what str.splitlines takes for another end.
+    """
+    data = _read_narrow(path).removeprefix(codecs.BOM_UTF8)
+    try:
+        lines = data.decode("utf-8").split("\n")
+        problems = {}
+    except UnicodeDecodeError:
+        raw = data.split(b"\n")
+        lines = [line.decode("utf-8", errors="replace") for line in raw]
+        found = {number: _encoding_problem(line) for number, line in enumerate(raw, start=1)}
+        problems = {number: problem for number, problem in found.items() if problem is not None}
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path}: is empty")
+    return lines, problems
+
+
+def _read_narrow(path: Path) -> bytes:
+    """The file's bytes. Raises DataError for UTF-16."""
+    data = _read_bytes(path)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8")
+    return data
+
+
+def _encoding_problem(line: bytes) -> str | None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 (byte {line[error.start]:#04x} at position {error.start} of the line)"
+    return None
 
 
 def _read_json(path: Path) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -27,7 +27,8 @@ class SplitReader:
     """Reads the rows of a run's splits, each with a phrase that names where they are from. A file is read once.
 
     `read` is how a file becomes rows; `notes` gets what the person should know. `named` says what a split is called in a data
-    set that has the splits that it is given.
+    set that has the splits that it is given. `strata` names the label of each row, or None for labels that are no classes: of
+    each, the same share is held out.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class SplitReader:
         notes: list[str],
         read: Callable[[str], list[Row]] = read_file,
         named: Callable[[SplitName, Sequence[str]], str] | None = None,
+        strata: Callable[[Sequence[Row]], Sequence[Hashable] | None] | None = None,
     ) -> None:
         self.options = options
         self.notes = notes
         self._read = read
         self._named = named
+        self._strata = strata
         self._there: list[str] | None = None
         self._training: tuple[list[Row], str] | None = None
 
@@ -51,14 +54,18 @@ class SplitReader:
         rows, source = self._training_rows()
         share = held_out_share(self.options)
         assert share is not None
-        held_out = held_out_rows(len(rows), share)
+        labels = self._strata(rows) if self._strata is not None else None
+        held_out = held_out_rows(len(rows), share, labels)
         if not 0 < held_out.sum() < len(rows):
             raise OptionError(
                 f"{source}: {share:.3g} of its {len(rows)} rows, held out for validation, leaves {len(rows) - held_out.sum()} "
                 f"to train with and {held_out.sum()} to score"
+                + (f": of each of its {len(set(labels))} labels, one row at least stays in training" if labels else "")
             )
         wanted = held_out if name == "validation" else ~held_out
         note = f"{source}: {held_out.sum()} of {len(rows)} rows are held out for validation"
+        if labels is not None:
+            note += ", of each label its share"
         if name == "validation" and note not in self.notes:
             self.notes.append(note)
         return [row for row, kept in zip(rows, wanted, strict=True) if kept], f"{source} ({name} part)"
@@ -96,6 +103,12 @@ class SplitReader:
                     f"--{SPLIT_OPTIONS[name][1]} {file} is not read: --dataset_name {options.dataset_name} comes first"
                 )
             split = self._split_of_data_set(name)
+            if name == "validation" and split not in self._splits() and "train" in self._splits():
+                raise DataError(
+                    f"the data set {options.dataset_name!r} has no split {split!r}; it has "
+                    f"{', '.join(map(repr, self._splits()))}: --validation_split_percentage N stands for N percent of its "
+                    "training rows, which are then held out of training"
+                )
             rows = read_data_set(options.dataset_name, options.dataset_config_name, split, options.cache_dir)
             return rows, f"{options.dataset_name} ({split})"
         if file is None:
@@ -103,12 +116,36 @@ class SplitReader:
         return self._read(file), str(file)
 
 
-def held_out_rows(num_rows: int, share: float) -> np.ndarray:
-    """bool [num_rows], True for round(share * num_rows) rows, drawn by chance but the same each time."""
-    chosen = np.random.default_rng(_HELD_OUT_SEED).permutation(num_rows)[: round(share * num_rows)]
+def held_out_rows(num_rows: int, share: float, strata: Sequence[Hashable] | None = None) -> np.ndarray:
+    """bool [num_rows], True for round(share * num_rows) rows, drawn by chance but the same each time.
+
+    With `strata`, a name for each row, as many of each name as its share of all rows, rounded; one at least is False, so that
+    there may be fewer in all.
+    """
+    order = np.random.default_rng(_HELD_OUT_SEED).permutation(num_rows).tolist()
+    total = round(share * num_rows)
     held_out = np.zeros(num_rows, bool)
-    held_out[chosen] = True
+    if strata is None:
+        held_out[order[:total]] = True
+        return held_out
+    groups: dict[Hashable, list[int]] = {}
+    for row in order:
+        groups.setdefault(strata[row], []).append(row)
+    counts = _apportioned(np.array(list(map(len, groups.values()))), total)
+    for group, count in zip(groups.values(), counts, strict=True):
+        held_out[group[:count]] = True
     return held_out
+
+
+def _apportioned(sizes: np.ndarray, total: int) -> np.ndarray:
+    """`total` in parts as `sizes` (int [n]), rounded by largest remainder; each part is less than its size."""
+    counts: np.ndarray = np.minimum(sizes * total // sizes.sum(), sizes - 1)
+    lacking = sizes * total / sizes.sum() - counts
+    for place in np.argsort(-lacking, kind="stable"):
+        if counts.sum() == total:
+            break
+        counts[place] += counts[place] < sizes[place] - 1
+    return counts
 
 
 def check_data_options(options: DataOptions, least: dict[str, int] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparse_accel.errors import DataError, suggestion
 from sparse_accel.tasks.reading import Row, kind_of
-from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
+from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows, KnownColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,26 @@ def under_usual_names(rows: Sequence[Row], named: Mapping[str, str | None]) -> l
         )
         for row in rows
     ]
+
+
+def known_columns(rows: Sequence[Row], answers: str, source: str) -> KnownColumns:
+    """The columns that `check_rows` reads of the rows of `source`. Raises DataError where there are none."""
+    found, _ = _columns_of(_typical(rows), answers)
+    names = {"question": found.question, "context": found.context, "answers": found.answers}
+    return KnownColumns({what: name for what, name in names.items() if name is not None}, source)
+
+
+def under_known_names(rows: Sequence[Row], known: KnownColumns, answers: str) -> list[Row]:
+    """The rows with the columns that other data of the run was read from under their usual names. Raises DataError where they
+    lack one; answers may be written otherwise (`answer_text` and `answer_start`), and be absent where they are "ignored"."""
+    row = _typical(rows)
+    others: dict[str, str | None] = {}
+    for what in known.names:
+        if what == "answers" and (answers == "ignored" or "answer_text" in row.values):
+            continue
+        name = known.require(what, row.where, row.values, f"--{what.removesuffix('s')}_column")
+        others[what] = name if name != what else None
+    return under_usual_names(rows, others)
 
 
 def _typical(rows: Sequence[Row]) -> Row:

@@ -18,7 +18,7 @@ from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.glue import HUB_NAME, GlueTask, glue_task, mismatched_file, read_glue_file
 from sparse_accel.tasks.reading import Row, data_set_splits, read_data_set, read_file
-from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
+from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows, KnownColumns
 from sparse_accel.tasks.splits import SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.text_features import Texts, TextSpec, encode_texts, text_spec
 from sparse_accel.tasks.text_labels import (
@@ -26,12 +26,21 @@ from sparse_accel.tasks.text_labels import (
     BadLabelError,
     LabelKind,
     LabelSet,
+    class_names,
     glue_labels,
     label_kind,
     label_set,
     model_label_set,
 )
-from sparse_accel.tasks.text_rows import TextExample, named_columns, text_columns, text_example
+from sparse_accel.tasks.text_rows import (
+    TEXTS,
+    TextColumns,
+    TextExample,
+    named_columns,
+    source_of,
+    text_columns,
+    text_example,
+)
 
 # Tokens of a feature where nobody says how many; SparseML's.
 _DEFAULT_LENGTH: Final = 384
@@ -249,7 +258,8 @@ class _Loader:
         self.label_column = options.label_column_name or "label"
         self.labels: LabelSet | None = None
         self.num_dropped = 0
-        self._reader = SplitReader(options, notes, self._read_file, self._split_of_data_set)
+        self._known: KnownColumns | None = None
+        self._reader = SplitReader(options, notes, self._read_file, self._split_of_data_set, self._classes)
 
     def split(self, name: SplitName, max_samples: int | None) -> Split:
         """One split; its first `max_samples` rows. All of its rows count for the labels that there are."""
@@ -282,8 +292,7 @@ class _Loader:
     def _checked(self, name: SplitName, rows: Sequence[Row], source: str, max_samples: int | None) -> Split:
         bad = BadRows(self.options.on_bad_rows)
         is_test = name == "test"
-        columns, notes = text_columns(rows, self.named, self.label_column, self.glue, labelled=not is_test)
-        self.notes.extend(note for note in notes if note not in self.notes)
+        columns = self._columns(rows, labelled=not is_test)
         examples: list[TextExample] = []
         for row in rows:
             example = text_example(row, columns)
@@ -347,15 +356,32 @@ class _Loader:
             return kept
         labels = [example.label for example in kept]
         if self._reader.holds_out():
-            # A rare class may have all of its rows in the part that is held out.
+            # A class may have all of its rows but those without a text in the part that is held out.
             labels += self._labels_held_out()
         self.labels, notes = label_set(labels, kind, self.model_labels, source)
         self.notes.extend(notes)
         return kept
 
+    def _columns(self, rows: Sequence[Row], *, labelled: bool) -> TextColumns:
+        """The columns to read, the same of all data."""
+        columns, notes = text_columns(
+            rows, self.named, self.label_column, self.glue, labelled=labelled, known=self._known
+        )
+        self.notes.extend(notes)
+        if self._known is None:
+            self._known = KnownColumns(dict(zip(TEXTS, columns.texts, strict=False)), source_of(rows))
+        return columns
+
+    def _classes(self, rows: Sequence[Row]) -> list[str | None] | None:
+        """The class of each row; None where labels are no classes."""
+        columns = self._columns(rows, labelled=True)
+        assert columns.label is not None
+        labels = [(row.where, row.values.get(columns.label)) for row in rows]
+        return class_names(labels, are_classes=None if self.glue is None else not self.glue.is_regression)
+
     def _labels_held_out(self) -> list[Any]:
         rows, _ = self._reader.rows("validation")
-        columns, _ = text_columns(rows, self.named, self.label_column, self.glue, labelled=True)
+        columns = self._columns(rows, labelled=True)
         examples = (text_example(row, columns) for row in rows)
         found = [example for example in examples if isinstance(example, TextExample)]
         _, problems = label_kind([(example.where, example.label) for example in found])

@@ -234,6 +234,21 @@ def _group(value: Any) -> str:
     return "number"
 
 
+def class_names(labels: Sequence[tuple[str, Any]], *, are_classes: bool | None = None) -> list[str | None] | None:
+    """The class of each row, given (where, label) of all, None for a label that is none; None in place of the list where the
+    labels are no classes, which `are_classes` may say. Raises DataError where no row has a label."""
+    kind, problems = label_kind(labels) if are_classes is None else ("classes" if are_classes else "regression", {})
+    if kind != "classes":
+        return None
+    names: list[str | None] = []
+    for index, (_, value) in enumerate(labels):
+        try:
+            names.append(None if index in problems else str(_parsed(value)).casefold())
+        except BadLabelError:
+            names.append(None)
+    return names
+
+
 def label_kind(labels: Sequence[tuple[str, Any]]) -> tuple[LabelKind, dict[int, str]]:
     """What kind the labels of a data set are, given (where, label) of its rows; and index -> problem for those of another.
 

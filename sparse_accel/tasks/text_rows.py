@@ -10,9 +10,14 @@ from typing import Any, Final
 from sparse_accel.errors import DataError, OptionError, suggestion
 from sparse_accel.tasks.glue import GlueTask
 from sparse_accel.tasks.reading import Row, kind_of
+from sparse_accel.tasks.rows import KnownColumns
 
 # Columns that number rows and are never taken for a text.
 _NUMBERING: Final = frozenset({"idx", "index", "id", "guid", "Unnamed: 0", ""})
+
+
+# What columns hold, by their order.
+TEXTS: Final = ("texts", "second texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +51,25 @@ def named_columns(option: str | None) -> tuple[str, ...] | None:
 
 
 def text_columns(
-    rows: Sequence[Row], named: tuple[str, ...] | None, label: str, glue: GlueTask | None, *, labelled: bool
+    rows: Sequence[Row],
+    named: tuple[str, ...] | None,
+    label: str,
+    glue: GlueTask | None,
+    *,
+    labelled: bool,
+    known: KnownColumns | None = None,
 ) -> tuple[TextColumns, list[str]]:
     """The columns to read, and notes on those that were guessed.
 
-    Texts: `named` ones, else those of the GLUE task, else `sentence1` and `sentence2`, else `sentence`, else the first two (or
-    the only one) that are not the label. Raises DataError naming the nearest columns.
+    Texts: `named` ones, else those of the GLUE task, else those of other data of the run (`known`), else `sentence1` and
+    `sentence2`, else `sentence`, else the first two (or the only one) that are not the label. Raises DataError naming the
+    nearest columns.
     """
     row = _typical(rows)
     names = list(row.values)
     source = source_of(rows)
     found_label = _label_column(row, label, glue) if labelled else None
-    known = {label, glue.file_label if glue is not None else label}
+    of_labels = {label, glue.file_label if glue is not None else label}
     if named is not None:
         for name in named:
             if name not in names:
@@ -65,6 +77,11 @@ def text_columns(
                     f"{row.where}: there is no column {name!r} (--input_column_names){suggestion(name, names)}"
                 )
         return TextColumns(named, found_label), []
+    if known is not None and glue is None:
+        texts = [
+            known.require(holds, row.where, names, "--input_column_names") for holds in TEXTS if holds in known.names
+        ]
+        return TextColumns(tuple(texts), found_label), []
     usual = _usual_columns(glue)
     for candidate in usual:
         if set(candidate) <= set(names):
@@ -77,7 +94,7 @@ def text_columns(
             f"{' and '.join(wanted)}; --input_column_names names others)"
         )
     texts = [
-        name for name in names if name not in known and name not in _NUMBERING and isinstance(row.values[name], str)
+        name for name in names if name not in of_labels and name not in _NUMBERING and isinstance(row.values[name], str)
     ]
     if not texts:
         raise DataError(

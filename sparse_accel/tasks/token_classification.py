@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from sparse_accel.tasks.entity_metrics import entity_metrics
 from sparse_accel.tasks.feature_cache import cached_features, digest_of
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.reading import Row, read_file
-from sparse_accel.tasks.rows import BadRows
+from sparse_accel.tasks.rows import BadRows, KnownColumns
 from sparse_accel.tasks.splits import SPLIT_OPTIONS, SplitName, SplitReader, check_data_options, longest_feature
 from sparse_accel.tasks.token_labels import Labels, settle_labels
 from sparse_accel.tasks.token_rows import Example, check_labels, check_rows, find_columns
@@ -162,6 +162,8 @@ class _Loader:
         self._sources: dict[SplitName, str] = {}
         self._bad: dict[SplitName, BadRows] = {}
         self._label_column: str | None = None
+        self._known: KnownColumns | None = None
+        self._has_conll = False
         wanted = [name for name, (switch, _) in SPLIT_OPTIONS.items() if getattr(options, switch)]
         self.labels: Labels = settle_labels({name: self._examples(name, model_labels) for name in wanted}, model_labels)
         self.notes.extend(self.labels.notes)
@@ -195,16 +197,26 @@ class _Loader:
             labels=known,
             task_name=self._task_name,
             labels_wanted=labels_wanted,
+            known=self._known,
         )
         self.notes.extend(notes)
         self._label_column = columns.labels
+        # A CoNLL file has no names but those that it is given here.
+        if self._known is None and not self._has_conll:
+            found = {"words": columns.words, "labels": columns.labels}
+            self._known = KnownColumns({what: name for what, name in found.items() if name}, self._sources[name])
         return check_rows(rows, columns, bad, names=model_labels, labels_wanted=labels_wanted)
 
     def _read(self, file: str) -> list[Row]:
         """The rows of a file; those of a CoNLL file under the names that are looked for."""
-        words = self.options.text_column_name or "tokens"
-        tags = self.options.label_column_name or f"{self._task_name}_tags"
-        conll = functools.partial(read_conll, words=words, tags=tags)
+        known = self._known.names if self._known is not None else {}
+        words = self.options.text_column_name or known.get("words", "tokens")
+        tags = self.options.label_column_name or known.get("labels", f"{self._task_name}_tags")
+
+        def conll(path: Path) -> list[Row]:
+            self._has_conll = True
+            return read_conll(path, words, tags)
+
         return read_file(file, dict.fromkeys(SUFFIXES, conll))
 
     def _features(self, examples: list[Example], source: str) -> Features:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparse_accel.errors import DataError, suggestion
 from sparse_accel.tasks.reading import Row, kind_of
-from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows
+from sparse_accel.tasks.rows import NUM_ROWS_NAMED, BadRows, KnownColumns
 
 # Columns that hold neither words nor labels.
 OTHER_COLUMNS = ("id",)
@@ -40,12 +40,19 @@ class _Bad(Exception):
 
 
 def find_columns(
-    rows: Sequence[Row], *, words: str | None, labels: str | None, task_name: str, labels_wanted: bool
+    rows: Sequence[Row],
+    *,
+    words: str | None,
+    labels: str | None,
+    task_name: str,
+    labels_wanted: bool,
+    known: KnownColumns | None = None,
 ) -> tuple[Columns, list[str]]:
     """The columns to read, and notes for the user.
 
     Words: the column that `words` names, else `tokens`, else the first that holds lists. Labels: the one that `labels`
-    names, else `{task_name}_tags`, else the first other that holds lists. Raises DataError where there is none. Where not
+    names, else `{task_name}_tags`, else the first other that holds lists; both as other data had them (`known`), where there was
+    some. Raises DataError where there is none. Where not
     `labels_wanted`, labels are read if the column with that name is there, and never guessed.
     """
     row = _typical(rows)
@@ -57,6 +64,8 @@ def find_columns(
             if named in row.values:
                 return named
             raise DataError(f"{row.where}: there is no column {named!r} ({flag}){suggestion(named, row.values)}")
+        if known is not None and what in known.names:
+            return known.require(what, row.where, row.values, flag)
         if usual in row.values and usual not in taken:
             return usual
         lists = [name for name, value in row.values.items() if name not in taken and _looks_like_a_list(value)]

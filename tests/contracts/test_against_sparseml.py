@@ -75,7 +75,7 @@ def test_the_transfer_recipe_leaves_26_quantizers_in_a_one_layer_bert(quantized:
     plan = CompressionPlan.load(quantized / "compression_plan.json")
     assert plan.num_quantizers == 26
     assert sorted(name for name, part in plan.modules.items() if part.mask) == sorted(LINEARS)
-    assert [line["phase"] for line in running.log(quantized)] == ["dense"] * 4 + ["observing"] * 4 + ["frozen"] * 4
+    assert [line["phase"] for line in running.log(quantized)] == ["float"] * 4 + ["observing"] * 4 + ["frozen"] * 4
 
 
 @pytest.mark.parametrize("name", SYMMETRIC_INT8 + SYMMETRIC_UINT8)

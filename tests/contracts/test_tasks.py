@@ -16,7 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from sparse_accel.errors import OptionError
+from sparse_accel.errors import DataError, OptionError
 from sparse_accel.folders.loading import HUB_DEFAULTS, load_model
 from sparse_accel.runtime.option_parsing import load_options
 from sparse_accel.runtime.options import LOWER_IS_BETTER
@@ -325,3 +325,63 @@ def test_an_unknown_name_is_an_error_with_the_nearest(name: str) -> None:
     assert not set(ALIASES) & set(TASKS) and set(ALIASES.values()) <= set(TASKS)
     with pytest.raises(OptionError, match=f"did you mean '{name}'"):
         resolve_task(name[:-1] + "x")
+
+
+# Of each task: rows whose columns are not called as usual, and, of columns in another order and under another name, the error.
+GUESSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "question_answering": (
+        {"ask": "where is it", "passage": "it is in Oslo", "reply": {"text": ["Oslo"], "answer_start": [9]}},
+        "passage",
+        "'passage', from which the context of {train} is taken; did you mean 'pasage'? (--context_column names one",
+    ),
+    "text_classification": (
+        {"body": "a lamp", "title": "a boat", "label": "joy"},
+        "title",
+        "'title', from which the second texts of {train} are taken; did you mean 'tile'? (--input_column_names names one",
+    ),
+    "token_classification": (
+        {"words": ["Ada", "sleeps"], "classes": ["B-PER", "O"]},
+        "words",
+        "'words', from which the words of {train} are taken; did you mean 'word'? (--text_column_name names one",
+    ),
+    "masked_language_modeling": (
+        {"body": "a lamp stood on the table of the house in Oslo " * 40, "id": "no text at all"},
+        "body",
+        "'body', from which the text of {train} is taken; did you mean 'boy'? (--text_column_name names one",
+    ),
+}
+MISSPELT = {"passage": "pasage", "title": "tile", "words": "word", "body": "boy"}
+
+
+@pytest.mark.parametrize("task", GUESSED)
+def test_columns_are_guessed_once_and_required_of_all_data(task: str, tmp_path: Path) -> None:
+    row, name, problem = GUESSED[task]
+    others = [{**row, "label": label} for label in ("joy", "fear")] if "label" in row else [row] * 2
+    turned = [dict(reversed(other.items())) for other in others]
+    misspelt = [
+        {MISSPELT.get(key, key) if key == name else key: value for key, value in other.items()} for other in others
+    ]
+    files = {}
+    for part, rows in (("train", others), ("turned", turned), ("misspelt", misspelt)):
+        path = tmp_path / f"{part}.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        files[part] = str(path)
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+
+    def load(validation: str) -> TaskData:
+        options = TinyDataOptions(
+            train_file=files["train"],
+            validation_file=files[validation],
+            do_train=True,
+            do_eval=True,
+            cache_dir=str(tmp_path),
+        )
+        return resolve_task(task).load(options, tokenizer)
+
+    same, data = load("train"), load("turned")
+    assert same.validation is not None and data.validation is not None
+    assert data.validation.features[0]["input_ids"].tolist() == same.validation.features[0]["input_ids"].tolist()
+    with pytest.raises(DataError) as caught:
+        load("misspelt")
+    assert str(caught.value).startswith(files["misspelt"])
+    assert problem.format(train=files["train"]) in str(caught.value)

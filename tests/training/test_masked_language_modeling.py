@@ -158,11 +158,17 @@ def test_a_distilled_step_is_the_same_however_it_is_cut(top_k: int, world: dict[
         assert ours == pytest.approx(theirs, rel=2e-6), term
 
 
-def test_a_stream_read_ahead_is_the_same_stream(world: dict[str, Any], tmp_path: Path) -> None:
-    options = {"streaming": True, "line_by_line": True, "max_steps": 3}
+def test_a_stream_read_ahead_is_the_same_stream_and_says_what_it_left_out(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"".join(b"caf\xe9 %d\n" % n for n in range(6)) + world["train_file"].read_bytes())
+    options = {"streaming": True, "line_by_line": True, "max_steps": 3, "train_file": bad, "on_bad_rows": "skip"}
     one = run(world, tmp_path / "one", **options)
     other = run(world, tmp_path / "other", **options, dataloader_num_workers=1)
     assert losses(one) == losses(other)
+    said = f"of the rows that were read, training left out 6 bad rows: {bad}: the line at byte 0 is not UTF-8 (byte 0xe9); "
+    assert capsys.readouterr().out.count(said) == 2
 
 
 @pytest.mark.exhaustive
@@ -322,6 +328,8 @@ def test_bad_files_are_told(
         ("bert", "hiden_size=8", "a bert config has no 'hiden_size'; did you mean 'hidden_size'"),
         ("bert", "hidden_size=big", r"hidden_size is 768 \(int\) by default, got 'big'"),
         ("bert", "hidden_size=10", "no bert model can be made so"),
+        ("bert", "hidden_act=rlu", "hidden_act: there is no activation 'rlu'; did you mean 'relu'"),
+        ("distilbert", "activation=glu", "activation: there is no activation 'glu'; did you mean 'gelu'"),
     ],
 )
 def test_new_models_that_cannot_be_are_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from sparse_accel.errors import LoopError, RecipeError
+from sparse_accel.folders.publishing import RUN_FILE
 from sparse_accel.folders.trained import open_trained
 from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import setup
@@ -263,6 +265,36 @@ def test_weights_are_pruned_gradually(world: dict[str, Any], features: Any, tmp_
     saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     weight = saved.bert.encoder.layer[0].output.dense.weight
     assert int((weight == 0).sum()) == round(0.5 * weight.numel())
+
+
+def test_what_an_earlier_run_said_of_its_model_does_not_stay(world: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    ours = [
+        "README.md",
+        "all_results.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "report.html",
+        "tokenizer.json",
+        "train_log.jsonl",
+    ]
+    for name in (*ours, "notes.md"):
+        (out / name).write_text("of an earlier run")
+    (out / "runs").mkdir()
+    (out / RUN_FILE).write_text(
+        json.dumps({"sparse_accel_run": 1, "command": {}, "files": [*ours, "runs", "../notes"]})
+    )
+    model = model_of(world, "distill_teacher")
+    sparse = attach(model, Recipe.empty())
+    sparse.prepare(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), lr=0.1), steps_per_epoch=1)
+    sparse.save(out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json", "model.safetensors", "notes.md", "runs", "tokenizer.json", "train_log.jsonl",
+    ]  # fmt: skip
+    (out / "recipe.yaml").write_text("of an earlier loop")
+    sparse.save(out)
+    assert not (out / "recipe.yaml").exists()
 
 
 def test_a_teacher_may_be_a_function(world: dict[str, Any], features: Any) -> None:

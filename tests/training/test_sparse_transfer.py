@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_accel.compress.plan import CompressionPlan
+from sparse_accel.errors import OutputError
 from sparse_accel.reports.run_page import number
 from sparse_accel.runtime import finishing
 from tests import running
@@ -114,7 +115,7 @@ def test_learning_rate_of_each_step_is_sparsemls(finished: Path) -> None:
 
 
 def test_quantization_holds_from_the_step_of_its_epoch_and_freezes_at_the_observers_epoch(finished: Path) -> None:
-    assert [line["phase"] for line in running.log(finished)] == ["dense"] * 4 + ["observing"] * 4 + ["frozen"] * 4
+    assert [line["phase"] for line in running.log(finished)] == ["float"] * 4 + ["observing"] * 4 + ["frozen"] * 4
 
 
 def test_hardness_one_leaves_the_task_loss_out(finished: Path) -> None:
@@ -137,6 +138,26 @@ def test_a_trained_folder_is_evaluated_as_it_was_trained(world: dict[str, Any], 
     assert not (again / "model.safetensors").exists()
     nbest = [json.loads((folder / "eval_nbest_predictions.json").read_text()) for folder in (finished, again)]
     assert nbest[0] == nbest[1]
+
+
+def test_scores_that_join_a_training_run_take_nothing_of_it_away(
+    world: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    names, before = {path.name for path in out.iterdir()}, running.results(out)
+    evaluation = {
+        name: world[name] for name in ("validation_file", "do_eval", "max_seq_length", "doc_stride", "cache_dir")
+    } | {"model_name_or_path": str(out), "max_eval_samples": 8}
+    with pytest.raises(
+        OutputError, match=r"holds a training run; .* or give --overwrite_output_dir to put these scores"
+    ):
+        running.run(evaluation, out)
+    running.run(evaluation, out, overwrite_output_dir=True)
+    after = running.results(out)
+    assert {path.name for path in out.iterdir()} == names
+    assert running.differing(out, finished) == []
+    assert (after["eval_samples"], after["train_loss"]) == (8, before["train_loss"])
+    assert after.keys() == before.keys()
 
 
 @pytest.mark.parametrize(("micro", "accumulation"), [pytest.param(4, 4, marks=pytest.mark.exhaustive), (1, 16)])

@@ -17,7 +17,17 @@ from sparse_accel.tasks.data_settings import DataSettings
 from sparse_accel.tasks.features import Features
 from sparse_accel.tasks.mlm_features import TextEncoder, TextSpec, in_chunks, text_spec
 from sparse_accel.tasks.mlm_masking import BEGINS_WORD, CONTINUES_WORD, KINDS, SPECIAL
-from sparse_accel.tasks.mlm_streaming import Lanes, LinesOfText, RowsOnDisk, TextSource, check_holds_text, open_stream
+from sparse_accel.tasks.mlm_rows import read_lines, texts_of
+from sparse_accel.tasks.mlm_streaming import (
+    Lanes,
+    LinesOfText,
+    RowsOnDisk,
+    SkippedRows,
+    TextSource,
+    check_holds_text,
+    open_stream,
+)
+from sparse_accel.tasks.rows import BadRows
 from tests.tiny import tiny_rows, tiny_tokenizer
 
 TEXTS = [row["context"] for row in tiny_rows(40, seed=5)] + ["Zebra, 1999!"]
@@ -85,6 +95,19 @@ def test_tokenizers_that_cannot_mask_are_refused(tmp_path: Path) -> None:
         spec(tokenizer)
 
 
+def test_a_line_that_is_no_text_is_a_bad_row_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes(b"\xef\xbb\xbfa lamp\r\n\ncaf\xe9 noir\n a\0b\n a boat")
+    rows, bad, notes = read_lines(path), BadRows("skip"), []
+    assert texts_of(rows, None, str(path), bad, notes) == ["a lamp", " a boat"]
+    assert bad.messages == [
+        f"{path}:3: is not UTF-8 (byte 0xe9 at position 3 of the line)",
+        f"{path}:4: holds a NUL character: is it text, and UTF-8?",
+    ]
+    with pytest.raises(DataError, match=r"data.txt:3: is not UTF-8 .*--on_bad_rows skip leaves such rows out"):
+        texts_of(rows, None, str(path), BadRows("error"), notes)
+
+
 # ---- streaming
 
 
@@ -148,7 +171,10 @@ def test_what_is_no_text_is_named_with_its_place(tmp_path: Path) -> None:
     path.write_bytes(b"a lamp\n\xff\xfe\n a boat\n")
     with pytest.raises(DataError, match=r"data.txt: the line at byte 7 is not UTF-8 \(byte 0xff\)"):
         LinesOfText(path).read(0)
-    assert LinesOfText(path, skips_bad=True).read(0) == (["a lamp", " a boat"], 0)
+    skipped = SkippedRows()
+    for _ in range(2):  # a row counts once, however often it is read
+        assert LinesOfText(path, skipped=skipped).read(0) == (["a lamp", " a boat"], 0)
+    assert skipped == {7: f"{path}: the line at byte 7 is not UTF-8 (byte 0xff)"}
     path.write_bytes("a lamp\n".encode("utf-16-le"))
     with pytest.raises(DataError, match="at byte 0 holds a NUL character"):
         LinesOfText(path).read(0)
@@ -161,7 +187,7 @@ def test_what_is_no_text_is_named_with_its_place(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n\n{"text": "\\ud800"}\n[]\n')
     with pytest.raises(DataError, match="at byte 15: 'text' has half of a surrogate pair at character 0"):
         LinesOfText(path, "text").read(0)
-    assert LinesOfText(path, "text", skips_bad=True).read(0) == (["a"], 0)
+    assert LinesOfText(path, "text", SkippedRows()).read(0) == (["a"], 0)
 
 
 @pytest.mark.parametrize(("before", "on_bad_rows"), [("\n \n", "error"), ("[]\nno row\n", "skip")])

@@ -204,6 +204,9 @@ def test_what_a_scheme_names_must_be_there() -> None:
         ({"scheme": {"weights": {"kwargs": {"eps": 1}}}}, "setting 'eps' is not offered"),
         ({"activation_qconfig_kwargs": {"averaging_constant": 0}}, "averaging_constant"),
         ({"num_calibration_steps": 0}, "num_calibration_steps"),
+        ({"ignore": ["re:.*classifier"]}, "takes no patterns, only names .*: 're:.*classifier' can mean none"),
+        ({"scheme_overrides": {"re:.*": "tensorrt"}}, "takes no patterns"),
+        ({"exclude_module_types": ["re:.*Norm"]}, "takes no patterns"),
         ({"quantize_everything": 1}, "quantize_everything"),
     ],
 )

@@ -104,6 +104,37 @@ def test_what_starts_after_the_end_is_a_problem(text: str, said: str) -> None:
     assert said in str(problem)
 
 
+def test_a_pattern_of_quantized_modules_that_is_none_is_found_without_a_model() -> None:
+    text = "m_modifiers:\n  - !QuantizationModifier\n    start_epoch: 0\n    submodules: ['re:[']\n"
+    (problem,) = check_recipe(text).problems
+    assert str(problem).startswith(
+        "<recipe>:4: QuantizationModifier: submodules has a bad pattern: 're:[' is not a regular expression: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("pruned", "held", "knob"),
+    [
+        ("__ALL_PRUNABLE__", "__all_prunable__", "mask:__ALL_PRUNABLE__"),
+        ("[]", "['re:.*bias', __ALL_PRUNABLE__]", "mask:__ALL_PRUNABLE__"),
+        ("['re:.*query.weight']", "['re:.*query.weight']", "mask:re:.*query.weight"),
+        ("['re:.*query.weight']", "__ALL__", "mask:re:.*query.weight"),
+    ],
+)
+def test_two_masks_on_the_same_weights_are_found_without_a_model(pruned: str, held: str, knob: str) -> None:
+    text = ranged(
+        "GMPruningModifier {start_epoch: 0, end_epoch: 2, init_sparsity: 0.1, final_sparsity: 0.8, update_frequency: 1, "
+        f"params: {pruned}}}\n  - !ConstantPruningModifier {{start_epoch: 0.5, params: {held}}}"
+    )
+    (problem,) = check_recipe(text).problems
+    assert str(problem) == (
+        "<recipe>:4: ConstantPruningModifier and the GMPruningModifier at <recipe>:3 "
+        f"both set {knob} at the same time; let one end before the other starts"
+    )
+    of_others = text.replace(f"0.5, params: {held}", "0.5, params: ['re:.*key.weight']")
+    assert check_recipe(of_others).problems == [], "only a model knows which weights different patterns mean"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

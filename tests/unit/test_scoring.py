@@ -10,8 +10,11 @@ import pytest
 
 from sparse_accel.cli import main
 from sparse_accel.errors import DataError, OptionError
+from sparse_accel.serving.deployment import open_deployment
 from sparse_accel.serving.predicting import Predictor
 from sparse_accel.serving.scoring import FolderScore, ScoreOptions, open_to_score, score
+from sparse_accel.tasks.data_settings import DataSettings
+from sparse_accel.tasks.question_answering import QuestionAnswering
 from tests.tiny import tiny_rows, tiny_squad
 from tests.tiny_deployment import exported_deployment, pointing_deployment
 
@@ -72,6 +75,19 @@ def test_every_engine_predicts_what_training_would(
         for name, value in found.scored.metrics.items():
             assert value == pytest.approx(results[f"eval_{name}"])
         assert found.num_features == results["eval_samples"]
+
+
+def test_what_training_held_out_is_scored_again(tmp_path: Path, pointed: Path) -> None:
+    settings = DataSettings(
+        train_file=str(pointed), validation_split_percentage=50, do_train=True, do_eval=True, **LIMITS
+    )
+    folder = pointing_deployment(tmp_path / "pointing")
+    held_out = QuestionAnswering().load(settings, open_deployment(folder).deployment.tokenizer).validation
+    assert held_out is not None
+    options = ScoreOptions(train_file=str(pointed), validation_split_percentage=50, **LIMITS)
+    found = score_folder(folder, options)
+    assert list(found.scored.files["predictions"]) == [example.id for example in held_out.examples]
+    assert len(held_out.examples) == 2
 
 
 def test_predict_gives_the_answers_that_evaluate_counts(exported: Path, tmp_path: Path) -> None:
@@ -135,6 +151,14 @@ def test_one_folder_writes_into_the_output_folder_itself_and_nothing_without_it(
     ("words", "message"),
     [
         ([], "on what? pass --validation_file FILE"),
+        (["--train_file", "{data}"], "say how much of it training held out, as its command did: --validation_split"),
+        (
+            ["--validation_split_percentage", "5"],
+            "--validation_split_percentage: of what? pass training's --train_file",
+        ),
+        (["--train_file", "{data}", "--validation_split_percentage", "100"], "must lie between 0 and 100, got 100"),
+        (["--train_file", "{data}", "--validation_ratio", "0.5"], "--validation_ratio: belongs to text_classification"),
+        (["--train_file", "{data}", "--validation_file", "{data}"], "score the file, or what training held out"),
         (["--validation_file", "absent.json"], "there is no such file"),
         (["--validation_file", "{data}", "--engine", "torch", "--engine", "openvino"], "given 2 times for 1 folder"),
         (["--validation_file", "{data}", "--engine", "tensorrt"], "no engine 'tensorrt'"),

@@ -191,11 +191,41 @@ def test_a_data_set_on_disk_and_evaluation_on_its_test_data(load: Load, tmp_path
         load(do_eval=True, dataset_name=str(tmp_path / "set"))
 
 
-def test_a_class_may_have_all_of_its_rows_held_out(load: Load) -> None:
-    rows = [(f"text {number}", str(number)) for number in range(20)]
-    data = load(rows, do_eval=True, validation_ratio=0.5)
-    assert data.head["num_labels"] == 20 and data.validation is not None and len(data.validation.examples) == 10
-    assert sum("held out" in note for note in data.notes) == 1
+def test_of_each_class_its_share_is_held_out_and_one_row_stays(load: Load) -> None:
+    counts = {"joy": 60, "fear": 30, "calm": 9, "awe": 1}
+    rows = [(f"{label} {number}", label) for label, count in counts.items() for number in range(count)]
+    data = load(rows, do_eval=True, validation_ratio=0.2)
+    assert data.train is not None and data.validation is not None
+    names = list(data.head["label2id"])
+    found = {
+        part: {names[place]: int(count) for place, count in enumerate(np.bincount(labels, minlength=4))}
+        for part, labels in (
+            ("train", data.train.labels["labels"]),
+            ("held", data.validation.features.labels["labels"]),
+        )
+    }
+    assert found["held"] == {"joy": 12, "fear": 6, "calm": 2, "awe": 0}
+    assert found["train"] == {label: count - found["held"][label] for label, count in counts.items()}
+    assert (
+        sum("20 of 100 rows are held out for validation, of each label its share" in note for note in data.notes) == 1
+    )
+    again = load(rows, do_eval=True, validation_ratio=0.2, seed=7)
+    assert again.validation is not None and again.validation.examples == data.validation.examples
+    with pytest.raises(OptionError, match="and 0 to score: of each of its 20 labels, one row at least stays"):
+        load([(f"text {number}", str(number)) for number in range(20)], do_eval=True, validation_ratio=0.5)
+
+
+def test_a_class_whose_other_rows_are_bad_may_be_held_out(load: Load) -> None:
+    rows = [("a cup", "odd"), ("", "odd"), *[(f"text {number}", "usual") for number in range(10)]]
+    data = load(rows, do_eval=True, validation_ratio=0.5, on_bad_rows="skip")
+    assert data.head["num_labels"] == 2 and data.validation is not None and len(data.validation.examples) == 6
+
+
+@pytest.mark.parametrize("label", [lambda number: number / 3, lambda number: ["joy", "fear"][: number % 3]])
+def test_labels_that_are_no_classes_are_held_out_by_chance(load: Load, label: Callable[[int], Any]) -> None:
+    data = load([(f"text {number}", label(number)) for number in range(20)], do_eval=True, validation_ratio=0.25)
+    assert data.validation is not None and len(data.validation.examples) == 5
+    assert any(note.endswith("5 of 20 rows are held out for validation") for note in data.notes)
 
 
 BAD = {

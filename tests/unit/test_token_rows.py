@@ -50,6 +50,13 @@ def test_tabs_part_columns_where_there_are_any_and_words_keep_their_odd_spaces(t
     assert sentences(tmp_path / "b.txt") == [(["a\u00a0b", "c"], ["O", "O"])]
 
 
+def test_a_word_that_is_not_utf8_costs_its_sentence_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"Ada B-PER\n\nIt O\ncaf\xe9 O\n\nOslo B-LOC\n")
+    rows = read_file(tmp_path / "a.txt", CONLL)
+    assert [row.problem for row in rows] == [None, "is not UTF-8 (byte 0xe9 at position 3 of the line)", None]
+    assert rows[1].where == f"{tmp_path}/a.txt:4" and rows[2].values["tokens"] == ["Oslo"]
+
+
 def test_one_column_is_words_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Ada\nsleeps\n\nIt\n")
     assert sentences(tmp_path / "a.txt") == [(["Ada", "sleeps"], None), (["It"], None)]
