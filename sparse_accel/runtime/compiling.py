@@ -2,7 +2,7 @@
 
 Two things stay outside, by a break in the graph each: making a layer's weight from what is stored (each layer's is another,
 so that it would be compiled anew for every layer), and attention over the sequences of a packed batch on a CPU, which reads
-their bounds. What is left is compiled once in training and once in evaluation, for any number of tokens.
+their bounds. What is left is compiled once in training and once in evaluation, for any number of tokens and sequences.
 
 A layer whose quantizers are at work runs as it is written: their ranges are followed on the host, which would cut it into
 dozens of pieces. Hooks stay outside too, among them those with which FSDP gathers and frees a layer's weights.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_accel.compress import attention
 from sparse_accel.compress.compact import CompactLinear
 from sparse_accel.compress.layers import CompressedEmbedding, CompressedLinear
 from sparse_accel.compress.ranges import Phase, Quantizer
@@ -47,7 +48,7 @@ def require_compiler(device: torch.device) -> None:
 
 def check_compile(backend: Backend) -> None:
     """Raise OptionError for a launch under which layers cannot be compiled."""
-    if backend.name == "DeepSpeed ZeRO-3":
+    if backend.name.startswith("DeepSpeed") and backend.shards_weights:
         raise OptionError(
             "--compile: is not offered with DeepSpeed ZeRO-3, which gathers each weight in a hook of its own module, inside "
             "the layer that would be compiled; launch with FSDP2 (launch_configs/fsdp2.yaml) or ZeRO-2 "
@@ -113,6 +114,9 @@ def compile_blocks(model: nn.Module) -> int:
     settings.optimize_ddp = False
     # FSDP promises torch that modules do not change; ours say by attributes what they do.
     settings.skip_fsdp_guards = False
+    if not hasattr(attention.attention_by_sequence, "_torchdynamo_disable"):
+        # For good: to whom it is not compiled it is the same function.
+        attention.attention_by_sequence = torch.compiler.disable(attention.attention_by_sequence)
     # Dynamic from the start: a batch of another number of tokens is nothing new. One function for each class, not for each
     # layer: what is compiled takes the layer as an argument.
     compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in {type(block) for block in blocks}}
