@@ -14,6 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 # First: it sets the environment that accelerate reads.
 from tests.distributed import on_cpu  # noqa: E402, I001
 
+import torch  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 
 from sparse_accel.runtime import preparing  # noqa: E402
@@ -27,6 +28,7 @@ if __name__ == "__main__":
     after_step, build_session = Run.after_step, preparing.build_session
 
     def note_run(*args: Any) -> Any:
+        torch.compiler.reset()
         counters.clear()
         graphs.append([])
         return build_session(*args)
