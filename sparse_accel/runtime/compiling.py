@@ -48,12 +48,17 @@ def require_compiler(device: torch.device) -> None:
 
 def check_compile(backend: Backend) -> None:
     """Raise OptionError for a launch under which layers cannot be compiled."""
-    if backend.name.startswith("DeepSpeed") and backend.shards_weights:
-        raise OptionError(
-            "--compile: is not offered with DeepSpeed ZeRO-3, which gathers each weight in a hook of its own module, inside "
-            "the layer that would be compiled; launch with FSDP2 (launch_configs/fsdp2.yaml) or ZeRO-2 "
-            "(launch_configs/zero2.yaml), or leave --compile out"
-        )
+    if not backend.name.startswith("DeepSpeed"):
+        return
+    why = (
+        "it gathers each weight in a hook of its own module, inside the layer that would be compiled"
+        if backend.shards_weights
+        else "that was never seen to give the same result"
+    )
+    raise OptionError(
+        f"--compile: is not offered with {backend.name}: {why}; launch with DDP (launch_configs/ddp.yaml) or FSDP2 "
+        "(launch_configs/fsdp2.yaml), or leave --compile out"
+    )
 
 
 def compiled_part(recipe: Recipe, clock: Clock) -> str | None:

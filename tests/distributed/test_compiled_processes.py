@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from tests import running
 from tests.distributed.launching import launch
 
 FLOAT = {"recipe": "question_answering/pruned", "recipe_args": '{"num_epochs": 3, "init_lr": 0.5}'}
-ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "config", ["ddp", "fsdp2", pytest.param("zero1", marks=ZERO), pytest.param("zero2", marks=ZERO)]
-)
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
 def test_two_processes_train_compiled_what_they_train_plainly(
     config: str, world: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -42,9 +42,12 @@ def test_without_a_compiler_the_run_ends_with_one_message(monkeypatch: pytest.Mo
 
 def test_what_is_not_offered_is_refused_by_name() -> None:
     backend: Any = SimpleNamespace(name="DeepSpeed ZeRO-3", shards_weights=True)
-    with pytest.raises(OptionError, match=r"ZeRO-3, which gathers each weight in a hook .* launch with FSDP2"):
+    with pytest.raises(OptionError, match=r"DeepSpeed ZeRO-3: it gathers each weight .* or FSDP2"):
         compiling.check_compile(backend)
-    for name, shards_weights in (("DDP", False), ("FSDP2", True), ("DeepSpeed ZeRO-2", False)):
+    backend.name, backend.shards_weights = "DeepSpeed ZeRO-2", False
+    with pytest.raises(OptionError, match=r"DeepSpeed ZeRO-2: that was never seen"):
+        compiling.check_compile(backend)
+    for name, shards_weights in (("DDP", False), ("FSDP2", True)):
         backend.name, backend.shards_weights = name, shards_weights
         compiling.check_compile(backend)
     with pytest.raises(OptionError, match="no list of layers"):
