@@ -231,14 +231,7 @@ def packed_attention(
     sequence, the quickest of the exact forms there.
     """
     if query.device.type == "cpu":
-        lengths = bounds.diff().tolist()
-        # split, not slices: the gradients of all its parts are put together once, those of slices are as long as the whole.
-        parts = [
-            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, scale=scale)
-            for q, k, v in zip(*(torch.split(packed, lengths, dim=2) for packed in (query, key, value)), strict=True)
-            if q.size(2)
-        ]
-        return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+        return attention_by_sequence(query, key, value, bounds, dropout, scale, is_causal)
     if _has_flash_attention(query):
         q, k, v = (packed[0].transpose(0, 1).contiguous() for packed in (query, key, value))
         # What torch.nn.attention.varlen calls too, but that has no dropout.
@@ -253,6 +246,21 @@ def packed_attention(
         mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
     context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     return context.transpose(1, 2).flatten(0, 1).index_select(0, place)[None]
+
+
+def attention_by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, dropout: float, scale: float, is_causal: bool
+) -> Tensor:
+    """`packed_attention` with one fused attention for each sequence. Reads the bounds, and has as many parts as there are
+    sequences: no compiler should look into it."""
+    lengths = bounds.diff().tolist()
+    # split, not slices: the gradients of all its parts are put together once, those of slices are as long as the whole.
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, scale=scale)
+        for q, k, v in zip(*(torch.split(packed, lengths, dim=2) for packed in (query, key, value)), strict=True)
+        if q.size(2)
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
 
 def _has_flash_attention(query: Tensor) -> bool:

@@ -597,8 +597,8 @@ class TrainOptions:
     )
     use_cpu: bool = _option("Run on the CPU though there is a GPU.", GROUP_MACHINE, False, aliases=("no_cuda",))
     compile: bool = _option(
-        "Compile the layers of the encoder with torch.compile: dense models and masks, in a single process. Takes a minute or"
-        " more before the first steps; needs a C++ compiler on a CPU. Not measured on a GPU yet.",
+        "Compile the layers of the encoder with torch.compile, up to where quantization starts. Takes a minute or more before"
+        " the first steps; needs a C++ compiler on a CPU; not with DeepSpeed. Not measured on a GPU yet.",
         GROUP_MACHINE,
         False,
         aliases=("torch_compile",),

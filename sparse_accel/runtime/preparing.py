@@ -24,7 +24,7 @@ from sparse_accel.recipe.schema import Recipe
 from sparse_accel.runtime import checkpoint, outputs, setup, tracking
 from sparse_accel.runtime.backends import Backend, PlainBackend
 from sparse_accel.runtime.batches import StepLoader
-from sparse_accel.runtime.compiling import check_compile, compile_blocks, require_compiler
+from sparse_accel.runtime.compiling import check_compile, compile_blocks, compiled_part, require_compiler
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
 from sparse_accel.runtime.streaming import StreamLoader
@@ -72,7 +72,7 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     setup.require_same_command(accelerator, command, setup.named_files(options))
     if options.compile:
         require_compiler(accelerator.device)
-        check_compile(recipe, accelerator.num_processes)
+        check_compile(backend)
     start = on_main(
         accelerator,
         lambda: outputs.decide_start(
@@ -139,6 +139,8 @@ def prepare(options: TrainOptions, accelerator: Accelerator, backend: Backend, s
     stubs = [f"--{name}: {resolution.note}" for name, resolution in options.stubs.items()]
     for note in [*([start.message] if start.message else []), *stubs, *regrouped, *parts.notes]:
         screen.say(note)
+    if options.compile and (part := compiled_part(recipe, state.clock)) is not None:
+        screen.say(part)
     for warning in warnings:
         screen.warn(warning)
     if options.do_train and not options.one_shot:

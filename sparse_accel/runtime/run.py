@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparse_accel.runtime import finishing, setup, tracking
 from sparse_accel.runtime.allocation import keep_freed_memory
 from sparse_accel.runtime.batches import MicroBatch
 from sparse_accel.runtime.checkpoint import checkpoints
+from sparse_accel.runtime.compiling import sheltered_compilers
 from sparse_accel.runtime.invariants import require_zeros
 from sparse_accel.runtime.options import TrainOptions
 from sparse_accel.runtime.pauses import Run
@@ -57,7 +59,7 @@ def train(options: TrainOptions) -> TrainResult:
             apply_once(run)
         elif options.do_train:
             run.stop = StopRequest(accelerator.num_processes, accelerator.state.backend)
-            with run.stop.listening():
+            with run.stop.listening(), sheltered_compilers() if options.compile else nullcontext():
                 run_steps(run.session, run.state, run.after_step)
             run.finish_training()
         metrics = finishing.finish(run)
