@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sparse_accel.benchmarking.baselines import Loop, build_b1
 from sparse_accel.benchmarking.lengths import random_features, spread_lengths
-from sparse_accel.benchmarking.models import SHAPES
+from sparse_accel.benchmarking.models import SHAPES, encoder_matrices
+from sparse_accel.benchmarking.other_tools import TOOLS, Tool, build_tool
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own
 from sparse_accel.errors import InvariantError
 
@@ -71,7 +72,32 @@ def parity_gates(bench: Bench) -> list[Gate]:
         own_step("dense", whole, settings.batching),
         hugging_face_step(whole),
     )
+    for name, tool in TOOLS.items():
+        if name in settings.arms and not tool.missing:
+            gates += tool_gates(name, tool, one_step)
     return gates
+
+
+def tool_gates(name: str, tool: Tool, bench: Bench) -> list[Gate]:
+    """Compare a step of a tool's model, its quantizers off, with one of B1 from the same weights: what it adds is its quantization
+    alone; and what it prunes with the zeros of those weights, which it holds."""
+    sparsity = bench.settings.workload.sparsity if tool.is_sparse else 0.0
+    loop = build_tool(tool, bench, dropout=0.0)
+    tool.disable(loop.module)
+    masks = loop.masks or {}
+    gates = []
+    if tool.is_sparse:
+        held = encoder_matrices(loop.module)
+        wrong = sum(int((masks[key] != (weight != 0)).sum()) for key, weight in held.items() if key in masks)
+        gates.append(Gate(f"{name}: weights whose mask is not that of the zeros", wrong, 0))
+        gates.append(Gate(f"{name}: matrices with a mask of their own, or without", len(masks.keys() ^ held.keys()), 0))
+    theirs = _loop_step(loop)
+    plain = _loop_step(build_b1(bench, dropout=0.0, sparsity=sparsity))
+    named = {key: value for key, value in theirs.gradient.items() if key in plain.gradient}
+    # What is held has no gradient.
+    expected = {key: value * masks[key] if key in masks else value for key, value in plain.gradient.items()}
+    compared = _compared(f"{name}, quantizers off, against b1", Step(theirs.loss, named), Step(plain.loss, expected))
+    return gates + compared
 
 
 def require(gates: list[Gate]) -> None:
@@ -98,7 +124,10 @@ def own_step(name: str, bench: Bench, batching: str) -> Step:
 
 def hugging_face_step(bench: Bench) -> Step:
     """One step of B1."""
-    loop = build_b1(bench, dropout=0.0)
+    return _loop_step(build_b1(bench, dropout=0.0))
+
+
+def _loop_step(loop: Loop) -> Step:
     losses: list[Tensor] = []
     loss_of = loop.loss
 

@@ -18,6 +18,7 @@ from sparse_accel.benchmarking.counting import count_launches, count_operations
 from sparse_accel.benchmarking.inputs import measure_collating
 from sparse_accel.benchmarking.lengths import random_features, spread_lengths
 from sparse_accel.benchmarking.models import Load, random_teacher, shape_size
+from sparse_accel.benchmarking.other_tools import TOOLS
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, train_options
 from sparse_accel.benchmarking.parity import Gate, parity_gates, require, vocabulary_of
 from sparse_accel.benchmarking.stopwatch import Stopwatch
@@ -30,6 +31,8 @@ from sparse_accel.runtime.allocation import keep_freed_memory
 FORMAT: Final = 1
 # Turns before those that count: of the first, quantizers take their ranges; on a GPU, compiled and captured steps settle.
 _WARM_UP: Final = {"cpu": 1, "cuda": 2}
+# What is raised where something that a baseline needs is not there: a package, a compiler (OSError), an operation.
+_DOES_NOT_WORK: Final = (ImportError, OSError, RuntimeError)
 
 
 def run_benchmark(settings: Settings, command: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -89,10 +92,13 @@ def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
     arms: dict[str, Trained] = {}
     skipped: dict[str, str] = {}  # baselines that do not work here -> why
     for name in settings.arms:
+        if name in TOOLS and TOOLS[name].missing:
+            skipped[name] = TOOLS[name].missing
+            continue
         _say(progress, f"building {name}")
         try:
             arms[name] = ARMS[name].build(bench)
-        except (ImportError, RuntimeError) as error:
+        except _DOES_NOT_WORK as error:
             _skip_or_raise(name, error, skipped)
     warm_up = warm_up_turns(arms, device, skipped, progress)
     gates = [
@@ -165,7 +171,7 @@ def warm_up_turns(
             turns = _WARM_UP[device.type]
             _, before = take_turns({name: arms[name].turn}, 0, warm_up=turns, device=device, progress=progress)
             seconds[name] = before[name]
-        except RuntimeError as error:
+        except _DOES_NOT_WORK as error:
             _skip_or_raise(name, error, skipped)
             del arms[name]
     return seconds

@@ -46,8 +46,9 @@ _OURS = (
     "qat_frozen",
 )
 _RECIPE = ("sparse_kd", "recipe", "recipe_frozen", "recipe_fused")
-_BASELINES = ("b1", "b2")
-_ON_GPU = (*_OURS, "dense_compiled", "mask_compiled", *_RECIPE, "b1", "b1_teacher", "b2", "b2_bf16", "b3")
+_TOOLS = ("nncf", "modelopt")
+_BASELINES = ("b1", "b2", *_TOOLS)
+_ON_GPU = (*_OURS, "dense_compiled", "mask_compiled", *_RECIPE, "b1", "b1_teacher", "b2", "b2_bf16", "b3", *_TOOLS)
 
 _ALL = (
     Workload(
