@@ -124,7 +124,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     found = ratio(watch.own.cpu, watch.script.cpu)
     by_wall = ratio(watch.own.wall, watch.script.wall)
     return {
-        "command": " ".join(anonymous(told["command"].split(" "))),
+        "command": command(arguments),
         "versions": versions() | ({"evaluate": version} if (version := evaluate_version()) else {}),
         "machine": {**told["machine"], "threads": arguments.threads, "busy_cores_after": busy_cores()},
         "script": {
@@ -454,9 +454,13 @@ def git_blob(text: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
 
 
-def anonymous(words: Sequence[str]) -> list[str]:
-    """A command without the folders of the machine."""
-    return [Path(word).name if word.endswith(".py") and not word.startswith("benchmarks/") else word for word in words]
+def command(arguments: argparse.Namespace) -> str:
+    """The command that repeats the run; where script and data lie is nobody's business."""
+    words = ["python", "benchmarks/published_script.py", "--script", "FOLDER/run_qa_no_trainer.py"]
+    words += [] if arguments.data is None else ["--data", "FOLDER"]
+    for name in ("shape", "precision", "features", "micro_batch_size", "micro_batches", "rounds", "threads"):
+        words += [f"--{name}", str(getattr(arguments, name))]
+    return " ".join(words)
 
 
 def table(document: dict[str, Any]) -> str:

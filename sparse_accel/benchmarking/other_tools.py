@@ -80,6 +80,7 @@ def _prune_and_quantize_by_nncf(model: Any, batches: Batches, sparsity: float) -
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    _load_nncf_kernels(batches[0]["input_ids"].device)
     pruned = nncf.prune(
         model,
         mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
@@ -94,6 +95,24 @@ def _prune_and_quantize_by_nncf(model: Any, batches: Batches, sparsity: float) -
         subset_size=len(batches),
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )
+
+
+def _load_nncf_kernels(device: torch.device) -> None:
+    """Have NNCF compile what it quantizes with. Raises RuntimeError where it cannot: it would fall back on slower operations,
+    and the comparison would not be fair."""
+    from nncf import torch as nncf_torch
+    from nncf.torch.quantization import extensions, reference
+
+    on_gpu = device.type == "cuda"
+    kernels = extensions.QuantizedFunctionsCUDA if on_gpu else extensions.QuantizedFunctionsCPU
+    try:
+        # However long that takes; `get` by itself gives up after a minute.
+        (nncf_torch.force_build_cuda_extensions if on_gpu else nncf_torch.force_build_cpu_extensions)()
+        forward = kernels.get("Quantize_forward")
+    except Exception as error:  # of NNCF's own classes
+        raise RuntimeError(f"NNCF's kernels cannot be compiled: {str(error).strip().splitlines()[0]}") from error
+    if forward is reference.ReferenceQuantizedFunctions.Quantize_forward:
+        raise RuntimeError("NNCF's kernels cannot be compiled, and what it does without them is slower")
 
 
 def _disable_nncf(model: nn.Module) -> None:
