@@ -227,6 +227,7 @@ class Watch:
         self.loop: Loop | None = None
         self.dataset: Any = None
         self.order: list[int] = []
+        self.numbers: dict[Any, int] = {}
         self.begun = (0.0, 0.0)
         self.weights_apart = [float("nan"), float("nan")]
         self.same_columns = False

@@ -110,7 +110,8 @@ def _load_nncf_kernels(device: torch.device) -> None:
         (nncf_torch.force_build_cuda_extensions if on_gpu else nncf_torch.force_build_cpu_extensions)()
         forward = kernels.get("Quantize_forward")
     except Exception as error:  # of NNCF's own classes
-        raise RuntimeError(f"NNCF's kernels cannot be compiled: {str(error).strip().splitlines()[0]}") from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RuntimeError(f"NNCF's kernels cannot be compiled: {why}") from error
     if forward is reference.ReferenceQuantizedFunctions.Quantize_forward:
         raise RuntimeError("NNCF's kernels cannot be compiled, and what it does without them is slower")
 
