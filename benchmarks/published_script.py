@@ -477,11 +477,16 @@ def table(document: dict[str, Any]) -> str:
         shape = " x ".join(map(str, run["batch_shape"]))
         lines.append(
             f"| {precision} | {run['shape']} | {shape}, {run['micro_batches']} a step | {run['steps_compared']} "
-            f"| {found['losses']:.1e} | {found['weights after the last step compared']:.1e} "
+            f"| {difference(found['losses'])} | {difference(found['weights after the last step compared'])} "
             f"| {cost['median']:.3f} ({cost['low']:.3f}-{cost['high']:.3f}); the script's own epochs differ by up to "
             f"{max(spread) / min(spread) - 1:.0%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def difference(value: float) -> str:
+    """A relative difference; 0 is equality to the last bit."""
+    return f"{value:.1e}" if value else "0"
 
 
 if __name__ == "__main__":
