@@ -1,4 +1,4 @@
-"""Other tools' quantization-aware training in B1's loop, where they are installed: NNCF with its pruning, and NVIDIA ModelOpt.
+"""Other tools' quantization-aware training in B1's loop, where they are installed: NNCF with pruning, and ModelOpt.
 
 Each is used as its documentation shows, with its own defaults: the model is converted once, its ranges are taken from the
 first batches, and from there it is trained like any other. Their versions and torch's are theirs to reconcile.

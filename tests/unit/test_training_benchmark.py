@@ -365,6 +365,7 @@ def test_a_tool_that_does_not_work_is_told_of(bench: Bench, monkeypatch: pytest.
     assert check_tools(with_tool, skipped) == [] and skipped == {"modelopt": "RuntimeError: no kernels here"}
 
 
+@pytest.mark.exhaustive
 def test_a_tool_that_computes_something_else_fails_its_gates(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(model: Any, batches: Any, sparsity: float) -> Any:
         model.qa_outputs.register_forward_hook(lambda module, args, out: 1.01 * out)
