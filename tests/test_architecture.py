@@ -51,7 +51,9 @@ PARTS: dict[str, Part] = {
     "folders": _part(3, "torch numpy transformers safetensors huggingface_hub", neighbours="tasks"),
     "reports": _part(3, "safetensors", neighbours="recipe folders"),
     "runtime": _part(4, "torch numpy transformers datasets accelerate deepspeed psutil safetensors rich yaml"),
-    "benchmarking": _part(4, "torch numpy transformers datasets tokenizers rich matplotlib", neighbours="runtime"),
+    "benchmarking": _part(
+        4, "torch numpy transformers datasets tokenizers rich matplotlib nncf modelopt", neighbours="runtime"
+    ),
     "serving": _part(4, "torch numpy onnxruntime openvino rich matplotlib"),
     "onnx_export": _part(4, "torch numpy transformers onnx onnx_ir onnxscript onnxruntime rich", neighbours="serving"),
     "cli": _part(5, "torch safetensors typer rich"),

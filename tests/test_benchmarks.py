@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["distributed_bytes", "fast_paths", "step_overhead", "task_tables", "two_nodes"])
+@pytest.mark.parametrize(
+    "name", ["distributed_bytes", "fast_paths", "published_script", "step_overhead", "task_tables", "two_nodes"]
+)
 def test_the_table_is_that_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     benchmark = importlib.import_module(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sparse_accel.benchmarking.baselines import Trained, build_b1, build_b3
+from sparse_accel.benchmarking.other_tools import TOOLS, build_tool
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own
 from sparse_accel.benchmarking.sparseml_style import build_b2
 
@@ -33,6 +34,11 @@ def _own(name: str) -> Arm:
     return Arm(arm.what, lambda bench: build_own(arm, bench), arm.teacher == "live", numerics, arm.compiles)
 
 
+def _by_tool(name: str) -> Arm:
+    tool = TOOLS[name]
+    return Arm(tool.what, lambda bench: build_tool(tool, bench), numerics=tool.numerics)
+
+
 _SPARSEML: Final = "SparseML's recipe: masks by hooks, live teacher, torch.ao FakeQuantize, padded"
 _STAND_IN: Final = "SparseML's operations in its loop, written anew: it does not install beside this torch"
 
@@ -45,4 +51,5 @@ ARMS: Final[Mapping[str, Arm]] = {
     "b2": Arm(f"{_SPARSEML}, fp32", build_b2, True, _STAND_IN),
     "b2_bf16": Arm(f"{_SPARSEML}, bf16", lambda bench: build_b2(bench, autocast=True), True, _STAND_IN),
     "b3": Arm("b1 with batches of similar length, compiled", build_b3, is_compiled=True),
+    **{name: _by_tool(name) for name in TOOLS},
 }

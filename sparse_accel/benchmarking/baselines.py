@@ -171,13 +171,14 @@ def shuffled(bench: Bench, dataset: Any) -> DataLoader[Any]:
     )
 
 
-def build_b1(bench: Bench, *, dropout: float | None = None, with_teacher: bool = False) -> Loop:
-    """Padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked."""
+def build_b1(bench: Bench, *, dropout: float | None = None, with_teacher: bool = False, sparsity: float = 0.0) -> Loop:
+    """Padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked. Of each matrix of the
+    encoder the share `sparsity` begins as zeros; nothing holds them."""
     workload = bench.settings.workload
-    model = random_model(workload.shape, bench.settings.seed, dropout=dropout)
+    model = random_model(workload.shape, bench.settings.seed, sparsity=sparsity, dropout=dropout)
     model.set_attn_implementation("sdpa")
     batches = shuffled(bench, padded_dataset(bench.features, workload.max_length))
-    return _accelerated(bench, model, batches, teacher=_plain_teacher(bench) if with_teacher else None)
+    return accelerated(bench, model, batches, teacher=_plain_teacher(bench) if with_teacher else None)
 
 
 def build_b3(bench: Bench) -> Loop:
@@ -210,10 +211,10 @@ def build_b3(bench: Bench) -> Loop:
         batch_size=workload.micro_batch_size,
         collate_fn=collate,
     )
-    return _accelerated(bench, model, batches, compiles=True)
+    return accelerated(bench, model, batches, compiles=True)
 
 
-def _accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None, compiles: bool = False) -> Loop:
+def accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None, compiles: bool = False) -> Loop:
     """The loop of the script, prepared by accelerate as it does."""
     accelerator, within = bench.accelerator, bench.stopwatch.within
     optimizer = hugging_face_optimizer(model)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sparse_accel.benchmarking.baselines import Loop, build_b1
 from sparse_accel.benchmarking.lengths import random_features, spread_lengths
-from sparse_accel.benchmarking.models import SHAPES
+from sparse_accel.benchmarking.models import SHAPES, encoder_matrices
+from sparse_accel.benchmarking.other_tools import Tool, build_tool
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own
 from sparse_accel.errors import InvariantError
 
@@ -48,12 +49,9 @@ class Step:
 def parity_gates(bench: Bench) -> list[Gate]:
     """Compare, in fp32 and without dropout, one step of the run's batching with the padded one, and of the padded one with
     Hugging Face's own loss on features that have no padding. `bench` is one whose launch is in fp32."""
-    settings = bench.settings
-    workload = replace(settings.workload, features=settings.features_per_step)
-    settings = replace(settings, workload=workload, precision="fp32")
-    lengths = spread_lengths(workload.lengths, workload.features, longest=workload.max_length)
-    vocabulary = vocabulary_of(workload.shape)
-    one_step = replace(bench, settings=settings, features=random_features(lengths, vocabulary, settings.seed))
+    one_step = one_step_of(bench)
+    settings, vocabulary = one_step.settings, vocabulary_of(one_step.settings.workload.shape)
+    workload = settings.workload
     gates = []
     for name in ("dense", "kd_live"):
         for batching in (settings.batching,) if settings.batching != "padded" else ():
@@ -72,6 +70,49 @@ def parity_gates(bench: Bench) -> list[Gate]:
         hugging_face_step(whole),
     )
     return gates
+
+
+def one_step_of(bench: Bench) -> Bench:
+    """The bench with the features of one step, in fp32."""
+    settings = bench.settings
+    workload = replace(settings.workload, features=settings.features_per_step)
+    lengths = spread_lengths(workload.lengths, workload.features, longest=workload.max_length)
+    features = random_features(lengths, vocabulary_of(workload.shape), settings.seed)
+    return replace(bench, settings=replace(settings, workload=workload, precision="fp32"), features=features)
+
+
+def tool_gates(name: str, tool: Tool, bench: Bench) -> list[Gate]:
+    """Compare a step of a tool's model, its quantizers off, with one of B1 from the same weights: what it adds is its quantization
+    alone. The gradients are those of the parameters that it left as they were: NNCF scales weights against their inputs. Of a
+    tool that holds zeros, also whether it holds those of the weights."""
+    bench = one_step_of(bench)
+    sparsity = bench.settings.workload.sparsity if tool.is_sparse else 0.0
+    loop, plain = build_tool(tool, bench, dropout=0.0), build_b1(bench, dropout=0.0, sparsity=sparsity)
+    tool.disable(loop.module)
+    before = dict(plain.module.named_parameters())
+    kept = {
+        key
+        for key, value in loop.module.named_parameters()
+        if key in before and torch.equal(value, before[key].to(value.device))
+    }
+    masks = loop.masks or {}
+    held = encoder_matrices(loop.module) if tool.is_sparse else {}
+    wrong = sum(int((masks[key] != (weight != 0)).sum()) for key, weight in held.items() if key in masks)
+    theirs, ours = _loop_step(loop), _loop_step(plain)
+    moving = sum(int(theirs.gradient[key][~mask].count_nonzero()) for key, mask in masks.items())
+    gates = [
+        Gate(f"{name}: matrices without a mask, or masks of something else", len(masks.keys() ^ held.keys()), 0),
+        Gate(f"{name}: weights whose mask is not that of the zeros", wrong, 0),
+        Gate(f"{name}: zeros with a gradient", moving, 0),
+    ]
+    return [
+        *(gates if tool.is_sparse else ()),
+        *_compared(f"{name}, quantizers off, against b1", *(_part(step, kept) for step in (theirs, ours))),
+    ]
+
+
+def _part(step: Step, names: set[str]) -> Step:
+    return Step(step.loss, {name: value for name, value in step.gradient.items() if name in names})
 
 
 def require(gates: list[Gate]) -> None:
@@ -98,7 +139,10 @@ def own_step(name: str, bench: Bench, batching: str) -> Step:
 
 def hugging_face_step(bench: Bench) -> Step:
     """One step of B1."""
-    loop = build_b1(bench, dropout=0.0)
+    return _loop_step(build_b1(bench, dropout=0.0))
+
+
+def _loop_step(loop: Loop) -> Step:
     losses: list[Tensor] = []
     loss_of = loop.loss
 

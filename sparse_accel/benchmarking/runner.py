@@ -18,8 +18,9 @@ from sparse_accel.benchmarking.counting import count_launches, count_operations
 from sparse_accel.benchmarking.inputs import measure_collating
 from sparse_accel.benchmarking.lengths import random_features, spread_lengths
 from sparse_accel.benchmarking.models import Load, random_teacher, shape_size
+from sparse_accel.benchmarking.other_tools import TOOLS
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, train_options
-from sparse_accel.benchmarking.parity import Gate, parity_gates, require, vocabulary_of
+from sparse_accel.benchmarking.parity import Gate, parity_gates, require, tool_gates, vocabulary_of
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.turns import Progress, clock_of, take_turns
 from sparse_accel.benchmarking.workloads import Settings
@@ -30,6 +31,8 @@ from sparse_accel.runtime.allocation import keep_freed_memory
 FORMAT: Final = 1
 # Turns before those that count: of the first, quantizers take their ranges; on a GPU, compiled and captured steps settle.
 _WARM_UP: Final = {"cpu": 1, "cuda": 2}
+# What is raised where something that a baseline needs is not there: a package, a compiler (OSError), an operation.
+_DOES_NOT_WORK: Final = (ImportError, OSError, RuntimeError)
 
 
 def run_benchmark(settings: Settings, command: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -39,13 +42,15 @@ def run_benchmark(settings: Settings, command: str, progress: Progress | None = 
     torch.set_num_threads(settings.threads)
     told = circumstances.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _say(progress, "comparing what the arms compute")
-    gates = check_parity(settings)
+    skipped: dict[str, str] = {}  # tools that do not work here -> why
+    gates = check_parity(settings, skipped)
+    working = replace(settings, arms=tuple(name for name in settings.arms if name not in skipped))
     if settings.workload.processes > 1:
         from sparse_accel.benchmarking.scaling import measure_processes
 
-        document = measure_processes(settings, progress)
+        document = measure_processes(working, progress)
     else:
-        with open_bench(settings) as bench:
+        with open_bench(working) as bench:
             document = measure(bench, progress)
     workload = settings.workload
     size = shape_size(workload.shape)
@@ -69,6 +74,7 @@ def run_benchmark(settings: Settings, command: str, progress: Progress | None = 
         "clock": clock_of(device.type),
         "size": asdict(size),
         **document,
+        "skipped": {**skipped, **document["skipped"]},
         "gates": [*(gate.to_json() for gate in gates), *document["gates"]],
         "peaks": circumstances.peaks(device, settings.precision, (tokens, size.width, 4 * size.width)),
         "collating": measure_collating(settings.rounds, settings.seed),
@@ -92,7 +98,7 @@ def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
         _say(progress, f"building {name}")
         try:
             arms[name] = ARMS[name].build(bench)
-        except (ImportError, RuntimeError) as error:
+        except _DOES_NOT_WORK as error:
             _skip_or_raise(name, error, skipped)
     warm_up = warm_up_turns(arms, device, skipped, progress)
     gates = [
@@ -123,14 +129,31 @@ def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
     }
 
 
-def check_parity(settings: Settings) -> list[Gate]:
-    """The gates, in this process and in fp32 whatever the run's precision. Raises InvariantError for one that does not
-    hold."""
+def check_parity(settings: Settings, skipped: dict[str, str]) -> list[Gate]:
+    """The gates, in this process and in fp32 whatever the run's precision; why a tool does not work goes into `skipped`. Raises
+    InvariantError for a gate that does not hold."""
     with open_bench(replace(settings, precision="fp32")) as bench:
-        gates = parity_gates(bench)
+        gates = parity_gates(bench) + check_tools(bench, skipped)
     require(gates)
     # accelerate keeps the precision for the whole process, unless it forgets everything.
     type(bench.accelerator.state)._reset_state(reset_partial_state=True)
+    return gates
+
+
+def check_tools(bench: Bench, skipped: dict[str, str]) -> list[Gate]:
+    """The gates of the tools among the arms; why one does not work goes into `skipped`."""
+    gates: list[Gate] = []
+    for name in bench.settings.arms:
+        tool = TOOLS.get(name)
+        if tool is None:
+            continue
+        if tool.missing:
+            skipped[name] = tool.missing
+            continue
+        try:
+            gates += tool_gates(name, tool, bench)
+        except _DOES_NOT_WORK as error:
+            _skip_or_raise(name, error, skipped)
     return gates
 
 
@@ -165,7 +188,7 @@ def warm_up_turns(
             turns = _WARM_UP[device.type]
             _, before = take_turns({name: arms[name].turn}, 0, warm_up=turns, device=device, progress=progress)
             seconds[name] = before[name]
-        except RuntimeError as error:
+        except _DOES_NOT_WORK as error:
             _skip_or_raise(name, error, skipped)
             del arms[name]
     return seconds

@@ -220,6 +220,7 @@ def read_settings(
     """The settings of a command. Raises OptionError for a value that cannot be."""
     from dataclasses import replace
 
+    from sparse_accel.benchmarking.other_tools import TOOLS
     from sparse_accel.benchmarking.workloads import BATCHINGS, PRECISIONS, Settings, find_workload
 
     found = find_workload(workload)
@@ -244,6 +245,10 @@ def read_settings(
     names = found.arms if arms is None else tuple(dict.fromkeys(word.strip() for word in arms.split(",")))
     if not all(names):
         raise OptionError(f"--arms: expected names with commas between them, got {arms!r}")
+    if arms is not None:
+        for name, tool in TOOLS.items():
+            if name in names and tool.missing:
+                raise OptionError(f"--arms: {name}: {tool.missing} (pip install {tool.distribution})")
     return Settings(found, names, rounds, chosen, batching, threads)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from sparse_accel.benchmarking import bars, lengths, parity, summary
 from sparse_accel.benchmarking.baselines import build_b1, padded_dataset
 from sparse_accel.benchmarking.counting import Census
 from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, random_model, shape_size, training_flops
+from sparse_accel.benchmarking.other_tools import TOOLS, build_tool
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
 from sparse_accel.benchmarking.report import demands_table
-from sparse_accel.benchmarking.runner import open_bench
+from sparse_accel.benchmarking.runner import check_tools, open_bench
 from sparse_accel.benchmarking.scaling import measure_processes
 from sparse_accel.benchmarking.sparseml_style import build_b2
 from sparse_accel.benchmarking.stopwatch import Stopwatch
@@ -321,7 +323,10 @@ def test_settings_are_the_workloads_unless_said() -> None:
         ({"precision": "fp16"}, "--precision: fp32, bf16; got 'fp16'"),
         ({"batching": "loose"}, "--batching: packed, grouped, padded; got 'loose'"),
         ({"workload": "mini_cpu"}, "no such workload; did you mean 'mini-cpu'"),
-        ({"workload": "mlm-base"}, "cannot run: the program trains no masked-language model"),
+        (
+            {"workload": "mlm-base"},
+            "cannot run: the benchmark makes models, features and baselines of question answering alone",
+        ),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -335,6 +340,65 @@ def test_every_workload_names_arms_that_there_are() -> None:
     for workload in (*WORKLOADS.values(), find_workload("scale-2")):
         assert set(workload.arms) <= set(ARMS)
     assert not set(NOT_YET) & set(WORKLOADS)
+
+
+def test_a_tool_that_is_not_installed_is_told_of_and_refused_where_it_is_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOOLS, "nncf", replace(TOOLS["nncf"], package="nncf_that_nobody_has"))  # type: ignore[arg-type]
+    skipped: dict[str, str] = {}
+    with_tool = replace(bench, settings=replace(bench.settings, arms=("dense", "nncf")))
+    assert check_tools(with_tool, skipped) == [] and skipped == {"nncf": "the package nncf is not installed"}
+    assert "nncf" in settings().arms
+    with pytest.raises(OptionError, match=r"--arms: nncf: the package nncf is not installed \(pip install nncf\)"):
+        settings(arms="dense,nncf")
+
+
+def test_a_tool_that_does_not_work_is_told_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(model: Any, batches: Any, sparsity: float) -> Any:
+        raise RuntimeError("no kernels here\nand more")
+
+    broken = replace(TOOLS["modelopt"], package="json", convert=convert)
+    monkeypatch.setitem(TOOLS, "modelopt", broken)  # type: ignore[arg-type]
+    skipped: dict[str, str] = {}
+    with_tool = replace(bench, settings=replace(bench.settings, arms=("modelopt",)))
+    assert check_tools(with_tool, skipped) == [] and skipped == {"modelopt": "RuntimeError: no kernels here"}
+
+
+@pytest.mark.exhaustive
+def test_a_tool_that_computes_something_else_fails_its_gates(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(model: Any, batches: Any, sparsity: float) -> Any:
+        model.qa_outputs.register_forward_hook(lambda module, args, out: 1.01 * out)
+        return model
+
+    changed = replace(TOOLS["modelopt"], package="json", convert=convert, disable=lambda model: None)
+    assert not any(gate.holds for gate in parity.tool_gates("modelopt", changed, bench))
+    honest = replace(changed, convert=lambda model, batches, sparsity: model)
+    assert all(gate.holds for gate in parity.tool_gates("modelopt", honest, bench))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_adds_its_quantization_alone_and_trains(name: str, bench: Bench) -> None:
+    tool = TOOLS[name]
+    if tool.missing:
+        pytest.skip(tool.missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tool's own, on importing
+        gates = parity.tool_gates(name, tool, bench)
+        assert len(gates) == (5 if tool.is_sparse else 2) and all(gate.holds for gate in gates), gates
+        loop = build_tool(tool, bench)
+        before = {key: weight.detach().clone() for key, weight in encoder_matrices(loop.module).items()}
+        loop.turn()
+    after = encoder_matrices(loop.module)
+    assert any(not torch.equal(before[key], weight) for key, weight in after.items())
+    assert loop.violations() == 0
+    if tool.is_sparse:
+        assert set(loop.masks or {}) == set(after)
+        assert all(abs(float((weight == 0).float().mean()) - 0.9) < 0.01 for weight in after.values())
+        tool.disable(loop.module)
+        next(iter((loop.masks or {}).values())).logical_not_()
+        assert loop.violations() > 0
 
 
 def test_an_unknown_arm_is_named(tmp_path: Path) -> None:
