@@ -185,8 +185,8 @@ def shuffled(bench: Bench, dataset: Any, collate: Callable[..., Any] | None = No
 
 
 def build_b1(bench: Bench, *, dropout: float | None = None, with_teacher: bool = False, sparsity: float = 0.0) -> Loop:
-    """The task's script: padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked. Of each matrix of the
-    encoder the share `sparsity` begins as zeros; nothing holds them."""
+    """The task's script: padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked. Of each
+    matrix of the encoder the share `sparsity` begins as zeros; nothing holds them."""
     workload = bench.settings.workload
     model = random_model(workload.shape, bench.settings.seed, workload.task, sparsity=sparsity, dropout=dropout)
     model.set_attn_implementation("sdpa")

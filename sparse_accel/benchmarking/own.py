@@ -62,9 +62,9 @@ _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 
 @dataclass(frozen=True)
 class OwnArm:
-    """How an arm is trained: parts of a recipe (see `recipe_text`), a teacher ("live", "cached" or None), storage of masked weights, a batching where it
-    is not the run's, whether ranks exchange gradients, without which they train apart, whether its layers are compiled, and how
-    attention is computed while it is quantized."""
+    """How an arm is trained: parts of a recipe (see `recipe_text`), a teacher ("live", "cached" or None), storage of masked
+    weights, a batching where it is not the run's, whether ranks exchange gradients, without which they train apart, whether its
+    layers are compiled, and how attention is computed while it is quantized."""
 
     what: str
     modifiers: str = ""

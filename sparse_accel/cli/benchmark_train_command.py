@@ -43,13 +43,13 @@ def train_command(
     ] = None,
     features: Annotated[
         int | None,
-        typer.Option("--features", help="Windows in a turn. [dim](default: the workload's)[/dim]", show_default=False),
+        typer.Option("--features", help="Features in a turn. [dim](default: the workload's)[/dim]", show_default=False),
     ] = None,
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
             "--micro_batch_size",
-            help="Windows in a micro-batch. [dim](default: the workload's)[/dim]",
+            help="Features in a micro-batch. [dim](default: the workload's)[/dim]",
             show_default=False,
         ),
     ] = None,
@@ -105,8 +105,9 @@ def train_command(
 ) -> int:
     """Measure what masks, teachers, quantization and batching cost in training, and how others' training compares.
 
-    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores. The workload eval-qa
-    trains nothing: it measures windows, answers and scores, and takes --rounds, --questions and --data alone."""
+    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores. Most workloads answer
+    questions; mnli-base classifies texts, tiny-mlm and mlm-base guess masked words. The workload eval-qa trains nothing: it
+    measures windows, answers and scores, and takes --rounds, --questions and --data alone."""
     if list_workloads:
         print_list()
         return 0
