@@ -1,7 +1,10 @@
 """What our training is compared with: Hugging Face's fine-tuning as its script does it, and its strongest simple form.
 
-B1 follows transformers' examples/pytorch/question-answering/run_qa_no_trainer.py: windows padded to the maximum,
-default_data_collator over a datasets.Dataset, AdamW as constructed by name, a scheduler, no clipping.
+B1 follows the scripts in transformers' examples/pytorch. Question answering (question-answering/run_qa_no_trainer.py) and text
+classification (text-classification/run_glue_no_trainer.py, with --pad_to_max_length): windows padded to the maximum,
+default_data_collator over a datasets.Dataset, AdamW as constructed by name, a scheduler, no clipping. Masked language modelling
+(language-modeling/run_mlm_no_trainer.py): the same with chunks of the maximal length, DataCollatorForLanguageModeling, and scores
+of all tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sparse_accel.benchmarking.models import NO_LOAD, Load, encoder_matrices, random_model, random_teacher
+from sparse_accel.benchmarking.heads import HEADS, MASKED_LANGUAGE_MODELING, QUESTION_ANSWERING
+from sparse_accel.benchmarking.hf_masked_language_modeling import chunk_dataset, masking_collator
+from sparse_accel.benchmarking.models import (
+    NO_LOAD,
+    Load,
+    encoder_matrices,
+    random_model,
+    random_teacher,
+    vocabulary_of,
+)
 from sparse_accel.benchmarking.own import Bench
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.compress.masks import nonzero_mask
+from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.features import Features
 
 # Batches of a compiled model are padded on to a multiple of this: few shapes.
@@ -158,26 +171,29 @@ def constant_schedule(optimizer: Any) -> Any:
     return get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=1_000_000)
 
 
-def shuffled(bench: Bench, dataset: Any) -> DataLoader[Any]:
-    """The script's training batches."""
+def shuffled(bench: Bench, dataset: Any, collate: Callable[..., Any] | None = None) -> DataLoader[Any]:
+    """The script's training batches; `collate` where that is not default_data_collator."""
     from transformers import default_data_collator
 
     return DataLoader(
         dataset,
         shuffle=True,
-        collate_fn=default_data_collator,
+        collate_fn=collate or default_data_collator,
         batch_size=bench.settings.workload.micro_batch_size,
         generator=torch.Generator().manual_seed(bench.settings.seed),
     )
 
 
 def build_b1(bench: Bench, *, dropout: float | None = None, with_teacher: bool = False, sparsity: float = 0.0) -> Loop:
-    """Padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked. Of each matrix of the
-    encoder the share `sparsity` begins as zeros; nothing holds them."""
+    """The task's script: padded to the maximum, SDPA, AdamW, and with a teacher of the same size in every step if asked. Of each
+    matrix of the encoder the share `sparsity` begins as zeros; nothing holds them."""
     workload = bench.settings.workload
-    model = random_model(workload.shape, bench.settings.seed, sparsity=sparsity, dropout=dropout)
+    model = random_model(workload.shape, bench.settings.seed, workload.task, sparsity=sparsity, dropout=dropout)
     model.set_attn_implementation("sdpa")
-    batches = shuffled(bench, padded_dataset(bench.features, workload.max_length))
+    if workload.task == MASKED_LANGUAGE_MODELING:
+        batches = shuffled(bench, chunk_dataset(bench.features), masking_collator(vocabulary_of(workload.shape)))
+    else:
+        batches = shuffled(bench, padded_dataset(bench.features, workload.max_length))
     return accelerated(bench, model, batches, teacher=_plain_teacher(bench) if with_teacher else None)
 
 
@@ -216,6 +232,7 @@ def build_b3(bench: Bench) -> Loop:
 
 def accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None, compiles: bool = False) -> Loop:
     """The loop of the script, prepared by accelerate as it does."""
+    task = bench.settings.workload.task
     accelerator, within = bench.accelerator, bench.stopwatch.within
     optimizer = hugging_face_optimizer(model)
     scheduler = constant_schedule(optimizer)
@@ -230,7 +247,7 @@ def accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None, 
             return found
         with within("teacher"):
             wanted = teacher(batch)
-        return distillation_loss(outputs, wanted, temperature=5.0)
+        return distillation_loss(outputs, wanted, temperature=HEADS[task].temperature, task=task)
 
     def backward(value: Tensor) -> None:
         accelerator.sync_gradients = True
@@ -252,26 +269,29 @@ def accelerated(bench: Bench, model: Any, batches: Any, *, teacher: Any = None, 
 
 def _plain_teacher(bench: Bench) -> Callable[[dict[str, Tensor]], Any]:
     """A teacher that is run on every batch, in the run's precision."""
-    teacher = random_teacher(bench.settings.workload.shape, bench.settings.seed + 1).to(bench.device)
+    workload = bench.settings.workload
+    teacher = random_teacher(workload.shape, bench.settings.seed + 1, workload.task).to(bench.device)
     teacher.set_attn_implementation("sdpa")
     kind, is_bf16 = bench.device.type, bench.settings.precision == "bf16"
+    labels = resolve_task(workload.task).label_keys
 
     @torch.no_grad()
     def answer(batch: dict[str, Tensor]) -> Any:
-        inputs = {name: value for name, value in batch.items() if not name.endswith("_positions")}
+        inputs = {name: value for name, value in batch.items() if name not in labels}
         with torch.autocast(kind, torch.bfloat16, enabled=is_bf16):
             return teacher(**inputs)
 
     return answer
 
 
-def distillation_loss(student: Any, teacher: Any, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of start and end, over all places, padding included, as SparseML's."""
+def distillation_loss(student: Any, teacher: Any, temperature: float, task: str = QUESTION_ANSWERING) -> Tensor:
+    """T^2 KL(teacher || student) of the task's outputs, whole, padding included, as SparseML's: a mean over the softmaxes."""
     losses = []
-    for key in ("start_logits", "end_logits"):
+    for key in resolve_task(task).output_keys:
         log_student = torch.log_softmax(student[key].float() / temperature, dim=-1)
         log_teacher = torch.log_softmax(teacher[key].float() / temperature, dim=-1)
-        losses.append(nn.functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True))
+        summed = nn.functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+        losses.append(summed / log_student[..., 0].numel())
     return temperature**2 * torch.stack(losses).mean()
 
 

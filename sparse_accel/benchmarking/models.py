@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparse_accel.benchmarking.heads import HEADS, QUESTION_ANSWERING
 from sparse_accel.compress.masks import magnitude_mask
 
 # Named shapes; what is left out is as in BERT-base.
@@ -73,6 +74,11 @@ def training_flops(size: Size, load: Load) -> float:
     return 3.0 * size.forward_flops(load.tokens, load.squares)
 
 
+def vocabulary_of(shape: str) -> int:
+    """How many token ids a shape's embedding has."""
+    return SHAPES[shape].get("vocab_size", 30522)
+
+
 def shape_size(shape: str) -> Size:
     """The size of a named shape, without making a model."""
     from transformers import BertConfig
@@ -84,32 +90,40 @@ def shape_size(shape: str) -> Size:
 
 
 @torch.no_grad()
-def random_model(shape: str, seed: int, *, sparsity: float = 0.0, dropout: float | None = None) -> Any:
-    """A BertForQuestionAnswering of a named shape with random weights, on the CPU, in training mode.
+def random_model(
+    shape: str,
+    seed: int,
+    task: str = QUESTION_ANSWERING,
+    *,
+    sparsity: float = 0.0,
+    dropout: float | None = None,
+) -> Any:
+    """A BERT model of a named shape with the head of a task and random weights, on the CPU, in training mode.
 
     The share `sparsity` of each matrix of the encoder is zero, those of smallest magnitude. `dropout` takes the place of
     BERT's 0.1. The same arguments give the same weights.
     """
-    from transformers import BertConfig, BertForQuestionAnswering
+    import transformers
 
-    settings: dict[str, Any] = dict(SHAPES[shape])
+    head = HEADS[task]
+    settings: dict[str, Any] = {**SHAPES[shape], **head.config}
     if dropout is not None:
         settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = BertForQuestionAnswering(BertConfig(**settings))
+        model: Any = getattr(transformers, head.model_class)(transformers.BertConfig(**settings))
     if sparsity:
         for weight in encoder_matrices(model).values():
             weight[~magnitude_mask(weight, sparsity)] = 0.0
     return model.train()
 
 
-def random_teacher(shape: str, seed: int) -> Any:
+def random_teacher(shape: str, seed: int, task: str = QUESTION_ANSWERING) -> Any:
     """A model like `random_model`'s in evaluation mode, sure of its answers: of one that is not, and a student that is not
     either, the divergence would be little more than rounding."""
-    model = random_model(shape, seed)
+    model = random_model(shape, seed, task)
     with torch.no_grad():
-        model.qa_outputs.weight.mul_(_CERTAINTY)
+        model.get_parameter(HEADS[task].scale).mul_(_CERTAINTY)
     return model.eval()
 
 

@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sparse_accel.benchmarking.models import NO_LOAD, Load, random_model, random_teacher
+from sparse_accel.benchmarking.heads import HEADS, MASKED_LANGUAGE_MODELING, QUESTION_ANSWERING
+from sparse_accel.benchmarking.lengths import MASK_ID
+from sparse_accel.benchmarking.models import NO_LOAD, Load, random_model, random_teacher, vocabulary_of
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.workloads import Settings
 from sparse_accel.compress.census import Census
@@ -35,6 +37,7 @@ from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.base import TaskData
 from sparse_accel.tasks.collating import Collator
 from sparse_accel.tasks.features import Features
+from sparse_accel.tasks.mlm_masking import NOT_MASKED, Masking
 from sparse_accel.timeline import Clock
 
 # Longer than any benchmark: an epoch is a turn.
@@ -44,27 +47,24 @@ _HOLD_ZEROS = "  - !ConstantPruningModifier\n    start_epoch: 0.0\n    params: _
 _DISTIL = """\
   - !DistillationModifier
     hardness: 1.0
-    temperature: 5.0
-    distill_output_keys: [start_logits, end_logits]
+    temperature: {temperature}
+    distill_output_keys: [{outputs}]
 """
-# As recipes/question_answering/pruned_quant.yaml.
+# As the pruned_quant.yaml of each task in recipes/.
 _QUANTIZE = """\
   - !QuantizationModifier
     start_epoch: 0.0
-    quantize_embeddings: 1
     quantize_linear_activations: 0
-    exclude_module_types: ['LayerNorm']
-    submodules: [bert.embeddings, bert.encoder, qa_outputs]
-"""
+{quantized}"""
 # The first turn, which only warms up, shows the quantizers their ranges.
 _FROZEN = "    disable_quantization_observer_epoch: 1.0\n"
 
 
 @dataclass(frozen=True)
 class OwnArm:
-    """How an arm is trained: parts of a recipe, a teacher ("live", "cached" or None), storage of masked weights, a batching where it
-    is not the run's, whether ranks exchange gradients, without which they train apart, whether its layers are compiled, and how
-    attention is computed while it is quantized."""
+    """How an arm is trained: parts of a recipe (see `recipe_text`), a teacher ("live", "cached" or None), storage of masked
+    weights, a batching where it is not the run's, whether ranks exchange gradients, without which they train apart, whether its
+    layers are compiled, and how attention is computed while it is quantized."""
 
     what: str
     modifiers: str = ""
@@ -238,6 +238,29 @@ class _Loader:
     steps: Callable[[Clock, int], Iterator[Any]]
 
 
+def recipe_text(modifiers: str, task: Any) -> str:
+    """A recipe of these parts, with what differs by task filled in."""
+    head = HEADS[task.name]
+    filled = {
+        "temperature": head.temperature,
+        "outputs": ", ".join(task.output_keys),
+        "quantized": head.quantized,
+    }
+    return (_HEAD + modifiers).format(**filled)
+
+
+def padding_collator(settings: Settings, task: Any, *, pads_to_max_length: bool) -> Collator:
+    """The task's padded batches, as its data's reader makes them."""
+    workload = settings.workload
+    fillers, length = {"input_ids": 0, "token_type_ids": 0}, workload.max_length
+    if task.name == MASKED_LANGUAGE_MODELING:
+        masking = Masking(MASK_ID, vocabulary_of(workload.shape), seed=settings.seed)
+        labels = {"labels": NOT_MASKED}
+        return Collator(fillers, length, pads_to_max_length, token_labels=labels, prepare=masking.prepare)
+    positions = task.label_keys if task.name == QUESTION_ANSWERING else ()
+    return Collator(fillers, length, pads_to_max_length, position_labels=positions)
+
+
 def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_grad_norm: float = 1.0) -> OwnTraining:
     """An arm of ours before its first step. Two arms of equal sparsity start from equal weights."""
     settings, accelerator = bench.settings, bench.accelerator
@@ -251,19 +274,15 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
         teacher_cache=str(bench.scratch) if arm.teacher == "cached" else "off",
         compiles=arm.compiles,
         quantized_attention=arm.attention,
+        distill_top_k=HEADS[workload.task].distill_top_k if arm.teacher else 0,
     )
     if options.compile:
         require_compiler(accelerator.device)
-    recipe = Recipe.load(_HEAD + arm.modifiers) if arm.modifiers else Recipe.empty()
-    sparsity = workload.sparsity if arm.is_sparse else 0.0
-    model = random_model(workload.shape, settings.seed, sparsity=sparsity, dropout=dropout)
     task = resolve_task(options.task)
-    padded = Collator(
-        {"input_ids": 0, "token_type_ids": 0},
-        workload.max_length,
-        pad_to_max_length=batching == "padded",
-        position_labels=task.label_keys,
-    )
+    recipe = Recipe.load(recipe_text(arm.modifiers, task)) if arm.modifiers else Recipe.empty()
+    sparsity = workload.sparsity if arm.is_sparse else 0.0
+    model = random_model(workload.shape, settings.seed, workload.task, sparsity=sparsity, dropout=dropout)
+    padded = padding_collator(settings, task, pads_to_max_length=batching == "padded")
     collate, grouping, notes = setup.choose_batching(options, task, model, padded, accelerator)
     plan = setup.plan_compression(recipe, model)
     if options.quantized_attention == "fused":
@@ -272,8 +291,12 @@ def build_own(arm: OwnArm, bench: Bench, *, dropout: float | None = None, max_gr
     setup.choose_attention(model, plan, accelerator.device)
     census = Census.of(model)
     install(model, plan, positions=positions)
+    collate, more_inputs = setup.choose_head_rows(
+        task, model, collate, plan, accelerator, is_distilled=arm.teacher is not None
+    )
     data = TaskData(collate=padded, train=bench.features)
-    parts = preparing.Parts(task, None, model, data, collate, None, plan, census, grouping, [*notes, *storage_notes])
+    notes = [*notes, *storage_notes]
+    parts = preparing.Parts(task, None, model, data, collate, None, plan, census, grouping, notes, more_inputs)
     loader = preparing.build_loader(options, parts, options.num_train_epochs, accelerator)
     assert loader is not None
     total_steps = _EPOCHS * loader.steps_per_epoch
@@ -298,7 +321,8 @@ def live_teacher(bench: Bench, student: Any, task: Any) -> Teacher:
 
 def own_teacher(bench: Bench, student: Any, task: Any) -> LoadedTeacher:
     """The run's teacher once more, for a cache that lets it go when it was asked."""
-    model = random_teacher(bench.settings.workload.shape, bench.settings.seed + 1)
+    workload = bench.settings.workload
+    model = random_teacher(workload.shape, bench.settings.seed + 1, workload.task)
     setup.let_teacher_pack(model, student, task.output_keys)
     return LoadedTeacher(model, setup.accepted_inputs(model) - frozenset(task.label_keys), "the teacher")
 
@@ -312,10 +336,11 @@ def train_options(
     teacher_cache: str = "off",
     compiles: bool = False,
     quantized_attention: str = "products",
+    distill_top_k: int = 0,
 ) -> TrainOptions:
     """The options of the command that an arm stands for; nothing that they name is read."""
     return TrainOptions(
-        task="question_answering",
+        task=settings.workload.task,
         model_name_or_path="",
         output_dir="",
         do_train=True,
@@ -329,13 +354,14 @@ def train_options(
         teacher_cache=teacher_cache,
         compile=compiles,
         quantized_attention=quantized_attention,
+        distill_top_k=distill_top_k,
         bf16=settings.precision == "bf16",
     )
 
 
-def quantized_plan(model: Any) -> CompressionPlan:
+def quantized_plan(model: Any, task: str = QUESTION_ANSWERING) -> CompressionPlan:
     """Which tensors of a model the recipe of these arms quantizes, and how."""
-    return setup.plan_compression(Recipe.load(_HEAD + _QUANTIZE), model)
+    return setup.plan_compression(Recipe.load(recipe_text(_QUANTIZE, resolve_task(task))), model)
 
 
 def layout(inputs: Mapping[str, Tensor]) -> Tensor | tuple[int, int]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sparse_accel.benchmarking.baselines import Loop, build_b1
-from sparse_accel.benchmarking.lengths import random_features, spread_lengths
-from sparse_accel.benchmarking.models import SHAPES, encoder_matrices
+from sparse_accel.benchmarking.lengths import workload_features
+from sparse_accel.benchmarking.models import encoder_matrices
 from sparse_accel.benchmarking.other_tools import Tool, build_tool
-from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own
+from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own, padding_collator
 from sparse_accel.errors import InvariantError
+from sparse_accel.tasks import resolve_task
 
 # Of the fp32 gradient of a step, and of its loss.
 TOLERANCE: Final = 1e-5
@@ -50,8 +51,7 @@ def parity_gates(bench: Bench) -> list[Gate]:
     """Compare, in fp32 and without dropout, one step of the run's batching with the padded one, and of the padded one with
     Hugging Face's own loss on features that have no padding. `bench` is one whose launch is in fp32."""
     one_step = one_step_of(bench)
-    settings, vocabulary = one_step.settings, vocabulary_of(one_step.settings.workload.shape)
-    workload = settings.workload
+    settings, workload = one_step.settings, one_step.settings.workload
     gates = []
     for name in ("dense", "kd_live"):
         for batching in (settings.batching,) if settings.batching != "padded" else ():
@@ -61,9 +61,9 @@ def parity_gates(bench: Bench) -> list[Gate]:
     if any(name in OWN_ARMS and OWN_ARMS[name].teacher == "cached" for name in settings.arms):
         cached, live = (own_step(name, one_step, settings.batching) for name in ("kd_cached", "kd_live"))
         gates += _compared("cached against live teacher", cached, live)
-    full = np.full(workload.features, min(64, workload.max_length))
-    whole = replace(one_step, features=random_features(full, vocabulary, settings.seed))
-    whole = replace(whole, settings=replace(settings, workload=replace(workload, max_length=int(full[0]))))
+    full = replace(workload, lengths=None, max_length=min(64, workload.max_length))
+    features = workload_features(full, full.features, settings.seed)
+    whole = replace(one_step, features=features, settings=replace(settings, workload=full))
     gates += _compared(
         "dense against Hugging Face's own loss, features without padding",
         own_step("dense", whole, settings.batching),
@@ -76,8 +76,7 @@ def one_step_of(bench: Bench) -> Bench:
     """The bench with the features of one step, in fp32."""
     settings = bench.settings
     workload = replace(settings.workload, features=settings.features_per_step)
-    lengths = spread_lengths(workload.lengths, workload.features, longest=workload.max_length)
-    features = random_features(lengths, vocabulary_of(workload.shape), settings.seed)
+    features = workload_features(workload, workload.features, settings.seed)
     return replace(bench, settings=replace(settings, workload=workload, precision="fp32"), features=features)
 
 
@@ -123,11 +122,6 @@ def require(gates: list[Gate]) -> None:
         raise InvariantError(f"nothing was measured, for the arms do not compute the same ({told})")
 
 
-def vocabulary_of(shape: str) -> int:
-    """How many token ids a shape's embedding has."""
-    return SHAPES[shape].get("vocab_size", 30522)
-
-
 def own_step(name: str, bench: Bench, batching: str) -> Step:
     """One step of an arm of ours, unclipped."""
     arm = replace(OWN_ARMS[name], batching=batching)
@@ -138,8 +132,14 @@ def own_step(name: str, bench: Bench, batching: str) -> Step:
 
 
 def hugging_face_step(bench: Bench) -> Step:
-    """One step of B1."""
-    return _loop_step(build_b1(bench, dropout=0.0))
+    """One step of B1. Where tokens are masked anew in every epoch, it is given those that ours masks in its first, and the whole
+    step at once: its loss is a mean over the masked tokens of a batch, and two batches have not as many."""
+    loop, settings = build_b1(bench, dropout=0.0), bench.settings
+    task = resolve_task(settings.workload.task)
+    if not task.features_are_fixed:
+        collate = padding_collator(settings, task, pads_to_max_length=True)
+        loop.batches, loop.micro_batches = [collate(bench.features, np.arange(len(bench.features)), 0)], 1
+    return _loop_step(loop)
 
 
 def _loop_step(loop: Loop) -> Step:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from sparse_accel.benchmarking.bars import Verdict, verdicts
+from sparse_accel.benchmarking.heads import MASKED_LANGUAGE_MODELING
+from sparse_accel.benchmarking.models import vocabulary_of
 from sparse_accel.benchmarking.stopwatch import PHASES
 from sparse_accel.benchmarking.summary import (
     ArmSummary,
@@ -193,6 +195,9 @@ def notes(document: Document) -> list[str]:
         lines.append(f"two equal arms differed by up to {spread:.1%}: less than that (=) is no difference")
     peaks = ", ".join(f"{value / 1e12:,.2f} TFLOP/s {name}" for name, value in document["peaks"].items())
     lines.append(f"peak: {peaks}; MFU counts real tokens alone, HFU padding and a live teacher too")
+    # Documents of before there were others than question answering do not say their task.
+    if document["workload"].get("task") == MASKED_LANGUAGE_MODELING:
+        lines.append(head_note(document))
     counted = {told["counts"]["counted"] for told in document["arms"].values() if told["counts"] is not None}
     lines += [f"launches and syncs are of one step: {how}" for how in counted]
     lines.append(
@@ -221,6 +226,16 @@ def notes(document: Document) -> list[str]:
         f"{len(document['gates'])} parity gates held before anything was timed; the largest difference was {worst:.1e}"
     )
     return lines
+
+
+def head_note(document: Document) -> str:
+    """What MFU and HFU leave out of masked language modelling."""
+    width = document["size"]["width"]
+    share = width * (vocabulary_of(document["workload"]["shape"]) + width) / document["size"]["encoder_weights"]
+    return (
+        f"MFU and HFU count the encoder alone; the scores of the vocabulary take another {share:.0%} of its products with weights at "
+        "each token that has them: with a teacher, a quantizer or in b1 all tokens, else the masked ones alone"
+    )
 
 
 def to_markdown(document: Document) -> str:

@@ -16,15 +16,14 @@ from sparse_accel.benchmarking.arms import ARMS
 from sparse_accel.benchmarking.baselines import Trained
 from sparse_accel.benchmarking.counting import count_launches, count_operations
 from sparse_accel.benchmarking.inputs import measure_collating
-from sparse_accel.benchmarking.lengths import random_features, spread_lengths
+from sparse_accel.benchmarking.lengths import workload_features
 from sparse_accel.benchmarking.models import Load, random_teacher, shape_size
 from sparse_accel.benchmarking.other_tools import TOOLS
 from sparse_accel.benchmarking.own import OWN_ARMS, Bench, train_options
-from sparse_accel.benchmarking.parity import Gate, parity_gates, require, tool_gates, vocabulary_of
+from sparse_accel.benchmarking.parity import Gate, parity_gates, require, tool_gates
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.turns import Progress, clock_of, take_turns
 from sparse_accel.benchmarking.workloads import Settings
-from sparse_accel.errors import OptionError, suggestion
 from sparse_accel.runtime import setup
 from sparse_accel.runtime.allocation import keep_freed_memory
 
@@ -36,9 +35,8 @@ _DOES_NOT_WORK: Final = (ImportError, OSError, RuntimeError)
 
 
 def run_benchmark(settings: Settings, command: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure, and tell everything as plain values. Raises InvariantError, and measures nothing, where a gate does not hold;
-    OptionError for an arm that is unknown."""
-    check_arms(settings)
+    """Measure, and tell everything as plain values. Raises InvariantError, and measures nothing, where a gate does not hold.
+    The arms are ones that `check_arms` let pass."""
     torch.set_num_threads(settings.threads)
     told = circumstances.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _say(progress, "comparing what the arms compute")
@@ -79,13 +77,6 @@ def run_benchmark(settings: Settings, command: str, progress: Progress | None = 
         "peaks": circumstances.peaks(device, settings.precision, (tokens, size.width, 4 * size.width)),
         "collating": measure_collating(settings.rounds, settings.seed),
     }
-
-
-def check_arms(settings: Settings) -> None:
-    """Raise OptionError for an arm that is unknown."""
-    for name in settings.arms:
-        if name not in ARMS:
-            raise OptionError(f"--arms: no arm is called {name!r}{suggestion(name, ARMS)}")
 
 
 def measure(bench: Bench, progress: Progress | None = None) -> dict[str, Any]:
@@ -165,15 +156,14 @@ def open_bench(settings: Settings) -> Iterator[Bench]:
     if accelerator.device.type == "cpu":
         keep_freed_memory()  # as the program does; the other arms gain by it too
     count = workload.features * accelerator.num_processes
-    lengths = spread_lengths(workload.lengths, count, longest=workload.max_length)
     with tempfile.TemporaryDirectory(prefix="sparse_accel-") as scratch:
         yield Bench(
             settings,
-            random_features(lengths, vocabulary_of(workload.shape), settings.seed),
+            workload_features(workload, count, settings.seed),
             accelerator,
             backend,
             Stopwatch(accelerator.device),
-            random_teacher(workload.shape, settings.seed + 1),
+            random_teacher(workload.shape, settings.seed + 1, workload.task),
             Path(scratch),
         )
 

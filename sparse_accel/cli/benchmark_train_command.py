@@ -43,13 +43,13 @@ def train_command(
     ] = None,
     features: Annotated[
         int | None,
-        typer.Option("--features", help="Windows in a turn. [dim](default: the workload's)[/dim]", show_default=False),
+        typer.Option("--features", help="Features in a turn. [dim](default: the workload's)[/dim]", show_default=False),
     ] = None,
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
             "--micro_batch_size",
-            help="Windows in a micro-batch. [dim](default: the workload's)[/dim]",
+            help="Features in a micro-batch. [dim](default: the workload's)[/dim]",
             show_default=False,
         ),
     ] = None,
@@ -105,8 +105,9 @@ def train_command(
 ) -> int:
     """Measure what masks, teachers, quantization and batching cost in training, and how others' training compares.
 
-    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores. The workload eval-qa
-    trains nothing: it measures windows, answers and scores, and takes --rounds, --questions and --data alone."""
+    Models are random, of exact shapes, and read sequences of real lengths: for speed, not for scores. Most workloads answer
+    questions; mnli-base classifies texts, tiny-mlm and mlm-base guess masked words. The workload eval-qa trains nothing: it
+    measures windows, answers and scores, and takes --rounds, --questions and --data alone."""
     if list_workloads:
         print_list()
         return 0
@@ -220,6 +221,7 @@ def read_settings(
     """The settings of a command. Raises OptionError for a value that cannot be."""
     from dataclasses import replace
 
+    from sparse_accel.benchmarking.arms import check_arms
     from sparse_accel.benchmarking.other_tools import TOOLS
     from sparse_accel.benchmarking.workloads import BATCHINGS, PRECISIONS, Settings, find_workload
 
@@ -245,6 +247,7 @@ def read_settings(
     names = found.arms if arms is None else tuple(dict.fromkeys(word.strip() for word in arms.split(",")))
     if not all(names):
         raise OptionError(f"--arms: expected names with commas between them, got {arms!r}")
+    check_arms(names, found.task)
     if arms is not None:
         for name, tool in TOOLS.items():
             if name in names and tool.missing:
@@ -276,15 +279,13 @@ def print_list() -> None:
     from rich.table import Table
 
     from sparse_accel.benchmarking.arms import ARMS
-    from sparse_accel.benchmarking.workloads import NOT_YET, listed
+    from sparse_accel.benchmarking.workloads import listed
 
     console = Console()
     shown = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     shown.add_row("[bold]workloads[/bold]")
     for name, purpose in listed().items():
         shown.add_row(name, purpose)
-    for name, why in NOT_YET.items():
-        shown.add_row(name, f"cannot run: {why}", style="dim")
     shown.add_row()
     shown.add_row("[bold]arms[/bold]")
     for name, arm in ARMS.items():

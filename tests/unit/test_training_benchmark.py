@@ -16,22 +16,30 @@ import torch
 from accelerate.state import AcceleratorState
 
 from sparse_accel.benchmarking import bars, lengths, parity, summary
+from sparse_accel.benchmarking.arms import check_arms
 from sparse_accel.benchmarking.baselines import build_b1, padded_dataset
 from sparse_accel.benchmarking.counting import Census
+from sparse_accel.benchmarking.heads import HEADS, MASKED_LANGUAGE_MODELING, TEXT_CLASSIFICATION
 from sparse_accel.benchmarking.models import Load, Size, encoder_matrices, random_model, shape_size, training_flops
 from sparse_accel.benchmarking.other_tools import TOOLS, build_tool
-from sparse_accel.benchmarking.own import OWN_ARMS, Bench, build_own, quantized_plan
-from sparse_accel.benchmarking.report import demands_table
-from sparse_accel.benchmarking.runner import check_tools, open_bench
+from sparse_accel.benchmarking.own import OWN_ARMS, Bench, OwnTraining, build_own, quantized_plan, recipe_text
+from sparse_accel.benchmarking.report import demands_table, notes
+from sparse_accel.benchmarking.runner import check_tools, open_bench, run_benchmark
 from sparse_accel.benchmarking.scaling import measure_processes
 from sparse_accel.benchmarking.sparseml_style import build_b2
 from sparse_accel.benchmarking.stopwatch import Stopwatch
 from sparse_accel.benchmarking.turns import take_turns
-from sparse_accel.benchmarking.workloads import NOT_YET, WORKLOADS, Settings, find_workload
+from sparse_accel.benchmarking.workloads import WORKLOADS, Settings, Workload, find_workload
 from sparse_accel.cli.benchmark_train_command import read_settings
 from sparse_accel.cli.program import run_command
 from sparse_accel.errors import InvariantError, OptionError, OutputError
+from sparse_accel.folders.head_rows import ROWS
+from sparse_accel.modifiers.distillation import DistillationModifier
+from sparse_accel.modifiers.quantization import QuantizationModifier
+from sparse_accel.recipe.schema import Recipe
+from sparse_accel.tasks import resolve_task
 from sparse_accel.tasks.collating import Collator
+from sparse_accel.tasks.mlm_masking import KINDS, NOT_MASKED, SPECIAL
 
 CPU = torch.device("cpu")
 
@@ -269,6 +277,80 @@ def test_tiny_ci_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "| mask |" in page and "time / dense" in capsys.readouterr().out
 
 
+TINY_MLM = replace(WORKLOADS["tiny-mlm"], max_length=64, features=8)
+TINY_TEXTS = replace(WORKLOADS["tiny-ci"], task=TEXT_CLASSIFICATION, lengths="mnli", max_length=64, features=8)
+
+
+def small(workload: Workload) -> Settings:
+    """One round of four arms."""
+    return Settings(workload, ("dense", "mask", "kd_live", "b1"), 1, "fp32", "packed", torch.get_num_threads())
+
+
+@pytest.fixture
+def masked_bench() -> Iterator[Bench]:
+    """One step of 8 chunks in two micro-batches, masked language modelling on the tiny model."""
+    with open_bench(small(TINY_MLM)) as opened:
+        yield opened
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("workload", [TINY_MLM, TINY_TEXTS], ids=lambda workload: workload.task)
+def test_other_tasks_are_measured(workload: Workload) -> None:
+    try:
+        found = json.loads(json.dumps(run_benchmark(small(workload), "")))
+    finally:
+        AcceleratorState._reset_state(True)
+    compared = [gate["what"] for gate in found["gates"]]
+    for start in ("dense, packed against padded", "kd_live, packed against padded", "dense against Hugging Face's own"):
+        assert sum(what.startswith(start) for what in compared) == 2
+    assert all(gate["found"] <= gate["allowed"] for gate in found["gates"])
+    assert list(found["arms"]) == ["dense", "mask", "kd_live", "b1"] and found["skipped"] == {}
+    for arm in found["arms"]:
+        told = summary.summarise(found, arm)
+        assert told.features_per_second > 0 and told.mfu["measured"] > 0
+    assert [found["arms"][arm]["counts"]["syncs"] for arm in ("dense", "mask", "kd_live")] == [0, 0, 0]
+    says_so = any("MFU and HFU count the encoder alone" in note for note in notes(found))
+    assert says_so == (workload.task == MASKED_LANGUAGE_MODELING)
+
+
+def test_masked_words_alone_are_scored_where_nobody_sees_the_others(masked_bench: Bench) -> None:
+    def micro_batches(name: str) -> list[dict[str, torch.Tensor]]:
+        training: OwnTraining = build_own(OWN_ARMS[name], masked_bench)
+        (step,) = training.session.loader.steps(training.state.clock, 1)
+        return [dict(micro_batch.inputs) for micro_batch in step]
+
+    for batch in micro_batches("mask"):
+        assert len(batch[ROWS]) == (batch["labels"] != NOT_MASKED).sum()
+    assert not any(ROWS in batch for name in ("kd_live", "qat_frozen") for batch in micro_batches(name))
+    assert build_own(OWN_ARMS["kd_live"], masked_bench).session.options.distill_top_k == 32
+
+
+def test_hugging_faces_collator_masks_what_ours_may(masked_bench: Bench) -> None:
+    loop = build_b1(masked_bench)
+    kinds = masked_bench.features.extra[KINDS].reshape(8, 64)
+    shown = {tuple(row) for row in masked_bench.features.tokens["input_ids"].reshape(8, 64).tolist()}
+    for batch in loop.batches:
+        is_masked = batch["labels"] != NOT_MASKED
+        assert 0.08 < is_masked.float().mean() < 0.25
+        assert not is_masked[:, torch.from_numpy(kinds[0] == SPECIAL)].any()
+        hidden = batch["input_ids"][is_masked] == lengths.MASK_ID
+        assert 0.5 < hidden.float().mean() < 1.0
+        whole = torch.where(is_masked, batch["labels"], batch["input_ids"])
+        assert {tuple(row) for row in whole.tolist()} <= shown
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_the_arms_recipe_says_what_the_shipped_one_of_the_task_says(task: str) -> None:
+    shipped = Recipe.load(f"{task}/pruned_quant")
+    ours = Recipe.load(recipe_text(OWN_ARMS["recipe"].modifiers, resolve_task(task)))
+    for one, other in zip(shipped.of(QuantizationModifier), ours.of(QuantizationModifier), strict=True):
+        for name in ("submodules", "exclude_module_types", "quantize_embeddings", "quantize_linear_activations"):
+            assert getattr(one, name) == getattr(other, name), name
+    for theirs, our in zip(shipped.of(DistillationModifier), ours.of(DistillationModifier), strict=True):
+        for name in ("hardness", "temperature", "distill_output_keys"):
+            assert getattr(theirs, name) == getattr(our, name), name
+
+
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_two_processes_exchange_what_is_trained_and_no_more() -> None:
@@ -324,8 +406,13 @@ def test_settings_are_the_workloads_unless_said() -> None:
         ({"batching": "loose"}, "--batching: packed, grouped, padded; got 'loose'"),
         ({"workload": "mini_cpu"}, "no such workload; did you mean 'mini-cpu'"),
         (
-            {"workload": "mlm-base"},
-            "cannot run: the benchmark makes models, features and baselines of question answering alone",
+            {"workload": "mnli-base", "arms": "dense,b3"},
+            "--arms: b3: this baseline trains question answering alone, and the workload's task is text_classification",
+        ),
+        ({"workload": "mlm-base", "arms": "nncf"}, "--arms: nncf: this baseline trains question answering alone"),
+        (
+            {"workload": "mlm-base", "arms": "dense,kd_cached"},
+            "--arms: kd_cached: its teacher is asked once .* kd_live and recipe_live have a teacher in every step",
         ),
     ],
 )
@@ -335,11 +422,8 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 def test_every_workload_names_arms_that_there_are() -> None:
-    from sparse_accel.benchmarking.arms import ARMS
-
     for workload in (*WORKLOADS.values(), find_workload("scale-2")):
-        assert set(workload.arms) <= set(ARMS)
-    assert not set(NOT_YET) & set(WORKLOADS)
+        check_arms(workload.arms, workload.task)
 
 
 def test_a_tool_that_is_not_installed_is_told_of_and_refused_where_it_is_asked_for(
