@@ -33,6 +33,7 @@ done
 train squad_base squad-base
 train squad_large squad-large --features 256
 train mnli_base mnli-base --arms dense,dense_again,dense_compiled,mask,qat_observing,b1
+train mlm_base mlm-base --arms dense,dense_again,mask,kd_live,b1
 
 # The strongest simple baseline, compiled: last, since compiling takes minutes.
 train squad_base_b3 squad-base --arms dense,dense_again,b1,b3 --rounds 5
