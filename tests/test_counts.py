@@ -15,7 +15,7 @@ MARGIN = 1.25
 # Reads that only happen on a CPU, where nothing waits: the bounds of a packed batch, once a layer, and the numbers of a grid
 # in the forms that are for CPU tensors alone (`compress/kernels/rows.py`).
 ON_CPU = {
-    "attention.py: packed_attention",
+    "attention.py: attention_by_sequence",
     "packed_products.py: packed_products",
     "ranges.py: forward",
     "rows.py: _put_on_grid",
