@@ -307,7 +307,7 @@ def _compare(
     )
     tolerances, noise = FLOAT_TOLERANCES if is_float else INT8_TOLERANCES, None
     if not is_float and parity.failures(tolerances):
-        # Is it the export, or a model in which the last bit of a sum decides? Only then is it worth two more forwards.
+        # Is it the export, or a model in which the last bit of a sum decides? Only then is it worth four more forwards.
         noise = rounding_noise(trained.model, samples.batches, task.output_keys)
         tolerances = tolerances.allowing(noise)
     return Check(parity, tolerances, samples.source, noise), list(samples.notes)

@@ -20,8 +20,11 @@ from sparse_accel.serving.engines import Engine, TorchEngine
 SPAN_KEYS: Final = ("start_logits", "end_logits")
 # Tokens of the longest answer: what the search for answers uses by default.
 MAX_ANSWER_LENGTH: Final = 30
-# An export may differ by this much more than the model differs from itself.
-_NOISE_MARGIN: Final = 1.5
+# An export may differ by this much more than the model differs from itself: a runtime rounds its own way in every layer. A
+# model of six layers after six steps of training came to 1.9 times what it differs from itself and from torch in float64.
+_NOISE_MARGIN: Final = 2.5
+# How often that is tried; of six tries on that model the largest was 1.6 times the smallest.
+_NUDGES: Final = 3
 # Relative change of the embeddings for `rounding_noise`: about what float32 sums lose by their order. On six layers
 # trained on SQuAD it moved the logits as far as computing them in float64 did; with 1e-7 no value crossed a step.
 _NUDGE: Final = 1e-6
@@ -46,7 +49,7 @@ class Tolerances:
     agreement: float
 
     def allowing(self, noise: Difference) -> Tolerances:
-        """At least half as much again as the model's own `rounding_noise`, where that is more than these."""
+        """At least 2.5 times the model's own `rounding_noise`, where that is more than these."""
         return replace(
             self, mean=max(self.mean, _NOISE_MARGIN * noise.mean), p99=max(self.p99, _NOISE_MARGIN * noise.p99)
         )
@@ -226,7 +229,8 @@ def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], outp
     """How far a torch model with quantizers differs from itself when its token embeddings change by 1 in a million.
 
     Values that lay halfway between two steps then round the other way, as they do in any runtime that sums in another
-    order: no export of this model is closer than about this. Slow: two forwards of every batch.
+    order: no export of this model is closer than about this. Of several such changes, the one that moves the outputs most.
+    Slow: four forwards of every batch.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -235,17 +239,17 @@ def rounding_noise(model: Any, batches: Sequence[Mapping[str, np.ndarray]], outp
         return output * (1 + _NUDGE * noise)
 
     engine = TorchEngine(model, tuple(output_keys), next(model.parameters()).device.type)
-    features: list[_Feature] = []
+    tries: list[list[_Feature]] = [[] for _ in range(_NUDGES)]
     with _weights_rounded_once(engine):
         for batch in batches:
             plain = engine(batch)
             hook = model.get_input_embeddings().register_forward_hook(nudged)
             try:
-                moved = engine(batch)
+                for features in tries:
+                    features.extend(_features(plain, engine(batch), batch["attention_mask"].astype(bool), output_keys))
             finally:
                 hook.remove()
-            features.extend(_features(plain, moved, batch["attention_mask"].astype(bool), output_keys))
-    return _difference(features)
+    return max(map(_difference, tries), key=lambda found: found.mean)
 
 
 def _features(
