@@ -256,15 +256,15 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the results as JSON, and the table into the page, from the runs' own files."""
     rows: list[dict[str, Any]] = []
     for case in CASES:
-        scores = {}
-        for kind in ("dense", "sparse"):
-            file = folder_of(case, arguments, kind) / "all_results.json"
-            if file.is_file():
-                scores[kind] = json.loads(file.read_text("utf-8"))[f"eval_{case.metric}"]
-        if len(scores) == 2:
-            ratio = scores["dense"] / scores["sparse"] if case.is_lower_better else scores["sparse"] / scores["dense"]
-            row = {"data": case.name, "task": case.task, "metric": case.metric, **scores, "ratio": ratio}
-            rows.append(row | {"train_examples": None if case.models_of else case.examples or [arguments.examples] * 2})
+        files = [folder_of(case, arguments, kind) / "all_results.json" for kind in ("dense", "sparse")]
+        if not all(file.is_file() for file in files):
+            continue
+        dense, sparse = (json.loads(file.read_text("utf-8")) for file in files)
+        key = f"eval_{case.metric}"
+        ratio = dense[key] / sparse[key] if case.is_lower_better else sparse[key] / dense[key]
+        row = {"data": case.name, "task": case.task, "metric": case.metric, "dense": dense[key], "sparse": sparse[key]}
+        counts = None if case.models_of else [dense["train_samples"], sparse["train_samples"]]
+        rows.append(row | {"ratio": ratio, "train_examples": counts})
     document = {
         "command": shlex.join(["python", "benchmarks/task_tables.py", *sys.argv[1:]]),
         "eval_examples": arguments.eval_examples,
