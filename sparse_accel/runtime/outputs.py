@@ -174,7 +174,10 @@ def _run_document(output_dir: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise OutputError(f"{path} is damaged ({error}); give --overwrite_output_dir to start anew") from error
+        raise OutputError(
+            f"{path} is damaged ({error}), and it alone says which files of the folder a run wrote; name another folder, or "
+            "remove this one"
+        ) from error
     ours = isinstance(document, dict) and document.get("sparse_accel_run") == RUN_FORMAT
     return document if ours and isinstance(document.get("command"), dict) else None
 

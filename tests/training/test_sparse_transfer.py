@@ -160,6 +160,21 @@ def test_scores_that_join_a_training_run_take_nothing_of_it_away(
     assert after.keys() == before.keys()
 
 
+def test_a_damaged_list_of_a_runs_files_is_refused_with_a_way_out(world: dict[str, Any], tmp_path: Path) -> None:
+    evaluation = {
+        name: value
+        for name, value in world.items()
+        if name not in ("do_train", "recipe", "recipe_args", "distill_teacher")
+    }
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "run.json").write_text("{")
+    for options in (world, evaluation):
+        with pytest.raises(OutputError, match=r"run\.json is damaged .*; name another folder, or remove this one"):
+            running.run(options, folder, overwrite_output_dir=True)
+    assert [file.name for file in folder.iterdir()] == ["run.json"]
+
+
 @pytest.mark.parametrize(("micro", "accumulation"), [pytest.param(4, 4, marks=pytest.mark.exhaustive), (1, 16)])
 def test_a_step_gives_the_same_result_however_its_batch_is_split(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, micro: int, accumulation: int
